@@ -1,0 +1,64 @@
+# Every target sets up .venv by itself, once; a second call costs nothing until pyproject.toml or constraints.txt change.
+#
+#   PYTHON      the interpreter the environment is made from (3.10 or newer)
+#   TORCH_ARGS  extra pip options for installing torch alone, such as the index of its CPU-only builds
+PYTHON ?= python3
+TORCH_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Two one-thread test processes are faster on two cores than one two-thread process.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest --color=no
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench docs pins clean
+
+help:
+	@echo "make demo    the paper's first stage at pocket size, on a CPU, with its figures"
+	@echo "make test    all tests"
+	@echo "make check   formatting, lint, types, import floors"
+	@echo "make bench   time and memory of a training step, beside plain SFT and the dense ways"
+	@echo "make docs    the documentation as a site, in site/"
+	@echo "make pins    write constraints.txt anew from what is installed"
+	@echo "make clean   remove the environment and all that was built (never runs/)"
+
+# torch goes in first and alone: later installations then find it present and never fetch another build of it.
+$(VENV)/.base: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || { echo "setting up $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) $(TORCH_ARGS) torch
+	@$(PIP) hatchling editables
+	@$(PIP) --no-build-isolation -e .
+	@touch $@
+
+# One rule per extra: .venv/.dev, .venv/.bench, .venv/.docs
+$(VENV)/.dev $(VENV)/.bench $(VENV)/.docs: $(VENV)/.%: $(VENV)/.base
+	@$(PIP) --no-build-isolation -e ".[$*]"
+	@touch $@
+
+setup: $(VENV)/.dev
+
+demo: $(VENV)/.base
+	@$(BIN)/preceptor demo
+
+test: $(VENV)/.dev
+	@$(PYTEST) -n $(WORKERS) --dist worksteal
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.bench
+	@$(BIN)/python benchmarks/step.py
+
+docs: $(VENV)/.docs
+	@$(BIN)/python -m mkdocs build --strict
+
+pins: $(VENV)/.dev $(VENV)/.bench $(VENV)/.docs
+	@$(BIN)/python scripts/pins.py > constraints.new && mv constraints.new constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist site benchmarks/out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,35 @@
+"""Distils a large instruct model into a small one, then teaches it a domain without losing what it knew.
+
+The public names are those listed in `__all__`; everything else is private. They are imported when first
+used, so that `import preceptor` and the command line start without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from preceptor.objective.objective import Objective
+    from preceptor.recipe import load_recipe
+    from preceptor.runs import run
+    from preceptor.teachers.model import ModelTeacher
+    from preceptor.trainer import DistillationTrainer
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "DistillationTrainer": "preceptor.trainer",
+    "ModelTeacher": "preceptor.teachers.model",
+    "Objective": "preceptor.objective.objective",
+    "load_recipe": "preceptor.recipe",
+    "run": "preceptor.runs",
+}
+
+__all__ = ["DistillationTrainer", "ModelTeacher", "Objective", "__version__", "load_recipe", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'preceptor' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,213 @@
+"""The command line. Heavy modules are imported inside commands, so that it starts at once.
+
+Results go to standard output (one JSON object with `--json`), progress to standard error.
+Exit codes: 0 done; 2 the input is wrong, nothing was written; 1 it failed while running; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from preceptor import __version__
+from preceptor.errors import InputError, InputErrors, RunFailed, accepted, did_you_mean
+from preceptor.files import json_text
+from preceptor.recipe import load_recipe
+
+_DESCRIPTION = """\
+preceptor distils a large instruct model into a small one, then teaches it a domain
+without losing what it knew.
+
+commands:
+  demo                      see it work at pocket size, on a CPU, in minutes, with figures
+  run RECIPE [key=value …]  run what a recipe describes and is not yet done
+  plan RECIPE [key=value …] show what would run: stages, data, a sample with its targets, sizes
+"""
+_EPILOG = """\
+examples:
+  preceptor demo --out demo
+  preceptor plan recipe.yaml
+  preceptor run recipe.yaml
+  preceptor run recipe.yaml stages.kd.training.learning_rate=1e-5 --redo kd
+  preceptor run recipe.yaml --only kd --json > result.json
+
+`preceptor COMMAND --help` tells more. Exit codes: 0 done, 2 wrong input (nothing written),
+1 failed while running (the message says how to go on), 130 interrupted.
+"""
+_OVERRIDES = """\
+key=value changes any leaf of the recipe; values are YAML and list items count from 0:
+  seed=44   stages.kd.rows_per_step=64   stages.kd.objective.1.weight=0.5
+  'stages.kd.data={shop: 0.1, general: 0.9}'
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that reports wrong usage like any other wrong input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in arguments
+    try:
+        return _dispatch(arguments)
+    except SystemExit as stop:  # --help and --version
+        return int(stop.code or 0)
+    except InputErrors as error:
+        return _fail(2, error.errors, as_json)
+    except InputError as error:
+        return _fail(2, [str(error)], as_json)
+    except RunFailed as error:
+        return _fail(1, [str(error)], as_json)
+    except BrokenPipeError:  # `preceptor plan … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt as stop:
+        return _fail(130, [str(stop) or "interrupted"], as_json)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    top = _Parser(
+        prog="preceptor",
+        usage="preceptor COMMAND …",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"preceptor {__version__}")
+    if not arguments:
+        top.print_help()
+        return 0
+    name = arguments[0]
+    if name.startswith("-"):
+        top.parse_args(arguments)
+        raise InputError(f"preceptor: give a command first: {accepted(_COMMANDS)}; see preceptor --help")
+    if name not in _COMMANDS:
+        raise InputError(
+            f"preceptor: {name!r} is no command{did_you_mean(name, _COMMANDS)}; "
+            f"write {accepted(_COMMANDS)}, and see preceptor --help"
+        )
+    return _COMMANDS[name](arguments[1:])
+
+
+def _run(arguments: list[str]) -> int:
+    parser = _recipe_parser(
+        "run",
+        "Run the stages of a recipe that are not yet done. A run that was stopped goes on where it was.",
+        "preceptor run recipe.yaml\n  preceptor run recipe.yaml seed=44 name=shop-44 --out /data/runs\n"
+        "  preceptor run recipe.yaml --only kd --redo kd",
+    )
+    parser.add_argument("--only", metavar="STAGE", help="run this stage only; those it reads must be done")
+    parser.add_argument(
+        "--redo",
+        metavar="STAGE",
+        action="append",
+        help="run this stage again, moving its old result aside (repeatable)",
+    )
+    parser.add_argument("--out", metavar="DIR", help="write to DIR/NAME instead of runs_dir/NAME")
+    options = _parse(parser, arguments)
+    overrides = list(options.overrides)
+    if options.out is not None:
+        overrides.append("runs_dir=" + json_text(options.out))
+    recipe = load_recipe(options.recipe, overrides)
+
+    from preceptor.runs import run
+
+    result = run(recipe, only=options.only, redo=options.redo, log=_progress)
+    lines = [
+        f"{name}  {stage['status']}  {stage['seconds']:.1f} s" for name, stage in result["stages"].items()
+    ]
+    _print(result, "\n".join([*lines, result["directory"]]), options.json)
+    return 0
+
+
+def _plan(arguments: list[str]) -> int:
+    parser = _recipe_parser(
+        "plan",
+        "Show what a recipe would run, without training and without writing anything.",
+        "preceptor plan recipe.yaml\n  preceptor plan recipe.yaml stages.kd.packing=true --json",
+    )
+    options = _parse(parser, arguments)
+    recipe = load_recipe(options.recipe, options.overrides)
+
+    from preceptor.plan import plan, render
+
+    result = plan(recipe, log=_progress)
+    _print(result, render(result), options.json)
+    return 0
+
+
+def _demo(arguments: list[str]) -> int:
+    parser = _parser(
+        "demo", "The study at pocket size: a small model learns from a big one, on a CPU, in minutes.", ""
+    )
+    parser.epilog = "examples:\n  preceptor demo\n  preceptor demo --full --seeds 5 --out study"
+    parser.add_argument("--full", action="store_true", help="repeat over several seeds, with intervals")
+    parser.add_argument(
+        "--seeds", metavar="N", type=int, help="how many seeds (default: 1, or 5 with --full)"
+    )
+    parser.add_argument("--out", metavar="DIR", default="demo", help="where to write (default: demo)")
+    options = parser.parse_args(arguments)
+    if options.seeds is not None and options.seeds < 1:
+        raise InputError(f"preceptor demo: --seeds is {options.seeds}; write a whole number of at least 1")
+
+    from preceptor.pocket.demo import main as demo
+
+    result = demo(out=Path(options.out), full=options.full, seeds=options.seeds, log=_progress)
+    _print(result, f"results: {options.out}", options.json)
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {"demo": _demo, "run": _run, "plan": _plan}
+
+
+def _recipe_parser(name: str, description: str, examples: str) -> _Parser:
+    parser = _parser(name, description, f"{_OVERRIDES}\nexamples:\n  {examples}")
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a YAML file")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="changes to the recipe, see below")
+    return parser
+
+
+def _parse(parser: _Parser, arguments: list[str]) -> argparse.Namespace:
+    """Parses a command whose overrides may stand before, between and after options."""
+    options = parser.parse_intermixed_args(arguments)
+    if options.recipe is None:
+        raise InputError(
+            f"{parser.prog}: no recipe is given; write {parser.prog} RECIPE with the path of a YAML file"
+        )
+    return options
+
+
+def _parser(name: str, description: str, epilog: str) -> _Parser:
+    parser = _Parser(
+        prog=f"preceptor {name}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    return parser
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _print(result: dict[str, Any], text: str, as_json: bool) -> None:
+    print(json_text(result) if as_json else text, flush=True)
+
+
+def _fail(code: int, errors: Sequence[str], as_json: bool) -> int:
+    for error in errors:
+        print(error if code == 130 else f"error: {error}", file=sys.stderr)
+    if as_json:
+        print(json_text({"exit_code": code, "errors": list(errors)}))
+    return code

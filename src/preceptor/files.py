@@ -1,0 +1,172 @@
+"""Writing so that a reader sees a file or a folder whole or not at all, and checking that it is still so.
+
+Everything a run leaves behind goes through here: a killed process, a full disk or a power cut must never
+leave something that looks finished. Writing happens aside, is flushed to the disk, and becomes visible by
+one rename.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from preceptor.errors import InputError
+
+MANIFEST = "manifest.json"
+_BLOCK = 1 << 20  # bytes read at once when hashing
+
+
+def sha256_file(path: str | Path) -> str:
+    """The SHA-256 of a file's bytes, in lower-case hexadecimal, read in blocks of 1 MiB."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """The SHA-256 of a JSON value in canonical form: sorted keys, no spaces, UTF-8.
+
+    Raises TypeError or ValueError for what JSON cannot hold (objects, NaN): an identity must not depend on
+    a repr.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def json_text(value: Any, *, indent: int | None = 2) -> str:
+    """A JSON value as text; numbers that are not finite become null, because strict readers refuse NaN."""
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def write_atomic(path: str | Path, content: str | bytes) -> None:
+    """Writes a file so that `path` holds either what it held before or all of `content`.
+
+    The bytes go to a neighbour in the same folder (a rename is atomic within one file system only), are
+    flushed to the disk, and then take the name.
+    """
+    path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(aside).chmod(0o666 & ~_umask())  # mkstemp makes private files; results are meant to be shared
+        Path(aside).replace(path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def publish_directory(aside: Path, final: Path) -> None:
+    """Gives a finished folder its name: `final` is then whole, or (if we are stopped before) absent.
+
+    `manifest.json` in the folder lists every file with its SHA-256 and size in bytes, for `verify_directory`.
+    A folder that already has the name is replaced. Both must be on one file system.
+    """
+    manifest: dict[str, dict[str, Any]] = {}
+    for file in _files(aside):
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+        name = file.relative_to(aside).as_posix()
+        manifest[name] = {"sha256": sha256_file(file), "size": file.stat().st_size}
+    write_atomic(aside / MANIFEST, json_text(manifest))
+    for folder, _, _ in os.walk(aside):
+        _sync_folder(Path(folder))
+    old = None
+    if final.exists():
+        old = final.with_name(f".{final.name}.old-{os.getpid()}")
+        final.rename(old)
+    aside.rename(final)
+    _sync_folder(final.parent)
+    if old is not None:
+        shutil.rmtree(old)
+
+
+def verify_directory(path: str | Path) -> None:
+    """Checks a published folder against its manifest.
+
+    Raises InputError naming the first file that is missing, different, or not listed (a file that was added
+    later is as little to be trusted as one that was changed).
+    """
+    path = Path(path)
+    source = path / MANIFEST
+    if not source.is_file():
+        raise InputError(f"{path}: has no {MANIFEST}, so it is not whole; delete the folder or make it anew")
+    try:
+        manifest = json.loads(source.read_text(encoding="utf-8"))
+        expected = {str(name): (str(entry["sha256"]), int(entry["size"])) for name, entry in manifest.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{source}: is not a readable manifest; delete the folder or make it anew") from None
+    present = {file.relative_to(path).as_posix(): file for file in _files(path)}
+    for name, (digest, size) in expected.items():
+        if name not in present:
+            raise InputError(
+                f"{path / name}: is missing, though {MANIFEST} lists it; delete the folder or make it anew"
+            )
+        if present[name].stat().st_size != size or sha256_file(present[name]) != digest:
+            raise InputError(
+                f"{path / name}: is not the file that {MANIFEST} lists (its SHA-256 or size differs); "
+                "delete the folder or make it anew"
+            )
+    for name in present:
+        if name not in expected:
+            raise InputError(f"{path / name}: was added after the folder was finished; remove this file")
+
+
+def move_aside(path: Path) -> Path:
+    """Renames `path` to the first free of `NAME.1`, `NAME.2`, … and returns the new path."""
+    number = 1
+    while (target := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    path.rename(target)
+    return target
+
+
+def _files(folder: Path) -> list[Path]:
+    """Every file below `folder`, sorted, without the manifest and what operating systems leave there."""
+    found = [
+        file
+        for file in folder.rglob("*")
+        if file.is_file() and file != folder / MANIFEST and not file.name.startswith((".DS_Store", ".nfs"))
+    ]
+    return sorted(found)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flushes a folder's entries, so that a rename survives a power cut, where the file system can."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

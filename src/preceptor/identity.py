@@ -1,0 +1,281 @@
+"""What decides whether a stage's result can be kept: spec, seed, and the content of all it reads.
+
+Left out is what cannot change a result (logging, saving, trackers, workers, devices, world size, per-device
+batch) and where things lie: a data file that moved is the same file. Versions and hardware are recorded,
+not hashed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from preceptor.errors import InputError, InputErrors, shown
+from preceptor.files import json_text, sha256_file, sha256_json, write_atomic
+from preceptor.recipe import InitStage, ModelSpec, Recipe, datasets_of, expand, local_path, models_of
+from preceptor.recipe.base import one_or_many, stage_of
+
+RESULTS_VERSION = 1
+"""Raised whenever the same recipe on the same data gives other numbers than before."""
+
+# Keys and prefixes of `training:` that cannot change a result.
+_IGNORED_KEYS = frozenset(
+    (
+        "auto_find_batch_size",
+        "dataloader_num_workers",
+        "dataloader_persistent_workers",
+        "dataloader_pin_memory",
+        "dataloader_prefetch_factor",
+        "debug",
+        "disable_tqdm",
+        "do_eval",
+        "do_predict",
+        "do_train",
+        "enable_jit_checkpoint",
+        "eval_accumulation_steps",
+        "fsdp",
+        "fsdp_config",
+        "include_for_metrics",
+        "include_num_input_tokens_seen",
+        "local_rank",
+        "log_level",
+        "log_level_replica",
+        "log_on_each_node",
+        "parallelism_config",
+        "per_device_eval_batch_size",
+        "per_device_train_batch_size",
+        "project",
+        "report_to",
+        "restore_callback_states_from_checkpoint",
+        "run_name",
+        "skip_memory_metrics",
+        "torch_empty_cache_steps",
+        "trackio_space_id",
+        "use_cpu",
+    )
+)
+_IGNORED_PREFIXES = ("logging_", "ddp_", "hub_")
+_NEVER_READ = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".md")
+
+
+class Hashes:
+    """SHA-256 of files, remembered by size and modification time for files over 64 MiB."""
+
+    _LARGE = 64 << 20
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+        self._changed = False
+        self._seen: dict[str, str] = {}
+        self._large: dict[str, list[Any]] = {}
+        try:
+            self._large = dict(json.loads(store.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            self._large = {}  # absent or damaged: only time is lost
+
+    def file(self, path: Path) -> str:
+        """The SHA-256 of one file."""
+        key = str(path)
+        if key not in self._seen:
+            stat = path.stat()
+            stamp = [stat.st_size, stat.st_mtime_ns]
+            known = self._large.get(key)
+            if isinstance(known, list) and known[:2] == stamp and len(known) == 3:
+                self._seen[key] = str(known[2])
+            else:
+                self._seen[key] = sha256_file(path)
+                if stat.st_size >= self._LARGE:
+                    self._large[key] = [*stamp, self._seen[key]]
+                    self._changed = True
+        return self._seen[key]
+
+    def content(self, path: Path) -> Any:
+        """The SHA-256 of a file, or of each file in a folder that a model or dataset is read from."""
+        if path.is_file():
+            return self.file(path)
+        files = [
+            file
+            for file in sorted(path.rglob("*"))
+            if file.is_file()
+            and file.suffix not in _NEVER_READ
+            and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        ]
+        if not files:
+            raise InputError(
+                f"{path}: is a folder without files to read; give the folder of a model or a data file"
+            )
+        return {file.relative_to(path).as_posix(): self.file(file) for file in files}
+
+    def save(self) -> None:
+        """Keeps the hashes of large files for the next run; call it with the run directory locked."""
+        if self._changed:
+            write_atomic(self._store, json_text(self._large))
+
+
+def stage_identities(recipe: Recipe, names: Iterable[str], hashes: Hashes) -> dict[str, dict[str, Any]]:
+    """For each named stage and all it reads: `{"identity", "spec", "seed", "inputs", "results_version"}`.
+
+    `identity` is the SHA-256 of the others. Raises InputErrors naming each path that does not exist.
+    """
+    wanted = set(names)
+    for name in reversed(recipe.stages):
+        if name in wanted:
+            wanted.update(recipe.stage_reads(name))
+    known: dict[str, dict[str, Any]] = {}
+    errors: list[str] = []
+    for name in recipe.stages:  # a stage reads earlier ones only, so theirs are known by then
+        if name in wanted:
+            reader = _Inputs(recipe, name, hashes, known)
+            document = {
+                "spec": _spec_document(recipe, name),
+                "seed": recipe.seed,
+                "inputs": reader.collect(),
+                "results_version": RESULTS_VERSION,
+            }
+            errors += reader.errors
+            known[name] = {"identity": sha256_json(document), **document}
+    if errors:
+        raise InputErrors(list(dict.fromkeys(errors)))
+    return known
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What differs between two identity documents, leaf by leaf: `spec.rows_per_step was 16, is 32`."""
+    found: list[str] = []
+    for section in ("spec", "seed", "inputs", "results_version"):
+        _compare(section, old.get(section), new.get(section), found)
+    return found
+
+
+def _compare(path: str, old: Any, new: Any, found: list[str]) -> None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            _compare(f"{path}.{key}", old.get(key), new.get(key), found)
+    elif old != new:
+        if isinstance(old, str) and isinstance(new, str) and re.fullmatch("[0-9a-f]{40,64}", f"{new}"):
+            found.append(f"the content of {path.removeprefix('inputs.')} has changed")
+        else:
+            found.append(f"{path} was {shown(old)}, is {shown(new)}")
+
+
+def _spec_document(recipe: Recipe, name: str) -> dict[str, Any]:
+    """The stage's spec with defaults, without what cannot change a result and without paths."""
+    stage = recipe.stages[name]
+    spec = stage.model_dump(mode="json", by_alias=True)
+    if "training" in spec:
+        training = spec["training"]
+        ignored: tuple[str, ...] = _IGNORED_PREFIXES
+        if not training.get("load_best_model_at_end"):  # otherwise the saved steps decide which one is best
+            ignored = (*ignored, "save_")
+        spec["training"] = {
+            key: value
+            for key, value in training.items()
+            if key not in _IGNORED_KEYS and not key.startswith(ignored)
+        }
+    for key in models_of(stage):
+        if isinstance(spec[key], dict):
+            for place in ("path", "revision", "adapter", "device_map"):
+                spec[key].pop(place)
+        else:
+            spec.pop(key)  # the tokenizer of an init stage, a bare path
+    if spec["kind"] == "generate":
+        spec.pop("batch_size")
+    if spec["kind"] == "init" and spec["chat_template"] not in (None, "default"):
+        spec.pop("chat_template")
+    return spec
+
+
+class _Inputs:
+    """The content of what one stage reads, and an error for each thing that is not there."""
+
+    def __init__(self, recipe: Recipe, name: str, hashes: Hashes, known: dict[str, dict[str, Any]]) -> None:
+        self.recipe, self.name, self.hashes, self.known = recipe, name, hashes, known
+        self.errors: list[str] = []
+
+    def collect(self) -> dict[str, Any]:
+        stage = self.recipe.stages[self.name]
+        inputs: dict[str, Any] = {}
+        for key, model in models_of(stage).items():
+            inputs[key] = self._model(f"stages.{self.name}.{key}", model)
+        names = self.recipe.stage_datasets(self.name)
+        for used in names:
+            inputs[f"data.{used}"] = self._dataset(used)
+        if datasets_of(stage) and self.recipe.overlap is not None:
+            inputs["overlap"] = self.recipe.overlap.model_dump(mode="json")
+        if isinstance(stage, InitStage) and stage.chat_template not in (None, "default"):
+            inputs["chat_template"] = self._content(
+                f"stages.{self.name}.chat_template", str(stage.chat_template), None, hub=None
+            )
+        return inputs
+
+    def _model(self, where: str, model: ModelSpec) -> dict[str, Any]:
+        result = {"path": self._content(where, model.path, model.revision, hub="model")}
+        if model.adapter is not None:
+            result["adapter"] = self._content(f"{where}.adapter", model.adapter, None, hub="model")
+        return result
+
+    def _dataset(self, name: str) -> dict[str, Any]:
+        spec = self.recipe.dataset(name)
+        document = spec.model_dump(mode="json", exclude={"path", "test", "revision"})
+        for key, value in (("path", spec.path), ("test", spec.test)):
+            document[key] = [
+                self._content(
+                    f"data.{name}.{key}", text, spec.revision, hub="dataset", only_hub=spec.format == "hub"
+                )
+                for text in one_or_many(value)
+            ]
+        return document
+
+    def _content(
+        self, where: str, text: str, revision: str | None, *, hub: str | None, only_hub: bool = False
+    ) -> Any:
+        source = stage_of(text)
+        if source is not None:
+            return {"stage": self.known[source]["identity"]}
+        try:
+            path = None if only_hub else local_path(text, self.recipe.folder)
+            if path is not None:
+                return self.hashes.content(path)
+            if hub is None:
+                raise InputError(f"{text!r} does not exist; give the path of a file")
+            return {"hub": expand(text), "commit": hub_commit(expand(text), revision, hub)}
+        except InputError as error:
+            self.errors.append(f"{self.recipe.source}: {where}: {error}")
+        except OSError as error:
+            self.errors.append(f"{self.recipe.source}: {where}: {text!r} cannot be read ({error.strerror})")
+        return None
+
+
+def hub_commit(name: str, revision: str | None, kind: str) -> str:
+    """The commit that `revision` (default `main`) of a Hub `model` or `dataset` stands for.
+
+    Asks the Hub, and without a connection the local cache. Raises InputError when neither knows.
+    """
+    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        info = HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=10)
+        if info.sha:
+            return str(info.sha)
+        problem = "the Hub gives no commit"
+    except HFValidationError:
+        raise InputError(
+            f"{name!r} is neither a path here nor a Hub id; mend the path, or write owner/name"
+        ) from None
+    except Exception as error:  # of a class that depends on the client's HTTP library
+        problem = str(error).strip().split("\n")[0][:200] or type(error).__name__
+    cached = (
+        Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "refs" / (revision or "main")
+    )
+    if cached.is_file():
+        return cached.read_text().strip()
+    raise InputError(
+        f"{name!r} is no path here, and as a Hub {kind} it cannot be found ({problem}); "
+        "mend the path or the id, or connect to the Hub"
+    )

@@ -1,0 +1,174 @@
+"""What a training stage logs: each term's mean per target position, per dataset, and how fast it went.
+
+The sums between two log lines are part of a checkpoint, so a resumed run logs what the uninterrupted one would have.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from preceptor.files import json_text, write_atomic
+from preceptor.objective import LossSums, Objective
+
+TIMING = ("targets_per_second", "tokens_per_second", "peak_memory_mb", "seconds")
+"""Fields of a log line that differ between two runs of the same recipe."""
+
+
+class StepMetrics:
+    """Sums since the last log line, on this rank."""
+
+    def __init__(self, objective: Objective, device: torch.device) -> None:
+        self._objective = objective
+        self._device = device
+        self.reset()
+
+    def reset(self) -> None:
+        shape = (len(self._objective.names), len(self._objective.route_names))
+        self.sums_TK = torch.zeros(shape, dtype=torch.float64, device=self._device)
+        self.weighted_sum = torch.zeros((), dtype=torch.float64, device=self._device)
+        self.targets_K = torch.zeros(shape[1], dtype=torch.int64, device=self._device)
+        self.tokens = 0
+        self.skipped_steps = 0
+        self._started = time.perf_counter()
+
+    def add(self, sums: LossSums, tokens: int) -> None:
+        self.sums_TK += sums.sums_TK
+        self.weighted_sum += sums.loss.detach()
+        self.targets_K += sums.targets_K
+        self.tokens += tokens
+
+    def read(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """The log line, summed over ranks by `reduce`."""
+        seconds = max(time.perf_counter() - self._started, 1e-9)
+        counts = torch.cat([self.targets_K.double(), torch.tensor([self.tokens], device=self._device).double()])
+        flat = torch.cat([self.sums_TK.flatten(), self.weighted_sum[None], counts])
+        flat = reduce(flat)
+        K = len(self.targets_K)
+        sums_TK = flat[: self.sums_TK.numel()].view_as(self.sums_TK)
+        targets_K, tokens = flat[-K - 1 : -1], float(flat[-1])
+        targets = float(targets_K.sum())
+        line = {"loss": float(flat[self.sums_TK.numel()]) / max(targets, 1)}
+        for t, name in enumerate(self._objective.names):
+            line[name] = float(sums_TK[t].sum()) / max(targets, 1)
+        if K > 1:
+            for k, route in enumerate(self._objective.route_names):
+                count = float(targets_K[k])
+                line[f"targets/{route}"] = count
+                for t, name in enumerate(self._objective.names):
+                    if count:
+                        line[f"{name}/{route}"] = float(sums_TK[t, k]) / count
+        line |= {"targets": targets, "tokens": tokens, "skipped_steps": float(self.skipped_steps)}
+        line |= {"targets_per_second": targets / seconds, "tokens_per_second": tokens / seconds}
+        return line | {"peak_memory_mb": peak_memory_mb(self._device), "seconds": seconds}
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "sums": self.sums_TK.tolist(),
+            "weighted_sum": float(self.weighted_sum),
+            "targets": self.targets_K.tolist(),
+            "tokens": self.tokens,
+            "skipped_steps": self.skipped_steps,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.reset()
+        self.sums_TK += torch.tensor(state["sums"], dtype=torch.float64, device=self._device)
+        self.weighted_sum += state["weighted_sum"]
+        self.targets_K += torch.tensor(state["targets"], device=self._device)
+        self.tokens, self.skipped_steps = state["tokens"], state["skipped_steps"]
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory of this process in MB (10^6 bytes): allocated on a CUDA device, resident otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every log line to `metrics.jsonl`; on resume it is first cut to the checkpoint's step."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        kept = []
+        if self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
+                # A line cut short by a kill has no newline and is later than any checkpoint.
+                if line.endswith("\n") and json.loads(line)["step"] <= state.global_step and state.global_step > 0:
+                    kept.append(line)
+        write_atomic(self.path, "".join(kept))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if state.is_world_process_zero and logs and "train_runtime" not in logs:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json_text({"step": state.global_step, **logs}, indent=None) + "\n")
+
+
+class PlainProgress(TrainerCallback):
+    """One plain line per log line with rate and time left: readable in a terminal, in a pipe and in a log file."""
+
+    def __init__(self, say: Callable[[str], None], names: tuple[str, ...]) -> None:
+        self._say = say
+        self._names = names
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._begun, self._first = time.perf_counter(), state.global_step
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        if "loss" in logs:
+            done = state.global_step - self._first
+            left = (time.perf_counter() - self._begun) / max(done, 1) * (state.max_steps - state.global_step)
+            terms = "  ".join(f"{name} {logs[name]:.4f}" for name in self._names)
+            norm = f"  grad norm {logs['grad_norm']:.3g}" if "grad_norm" in logs else ""
+            self._say(
+                f"step {state.global_step}/{state.max_steps}  {terms}{norm}  "
+                f"{logs['targets_per_second']:.0f} targets/s  {clock(left)} left"
+            )
+        elif "eval_loss" in logs:
+            terms = "  ".join(f"{name} {logs[f'eval_{name}']:.4f}" for name in self._names)
+            self._say(f"step {state.global_step}/{state.max_steps}  held out: {terms}")
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 42 s, 3 min 05 s or 2 h 07 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole // 60 % 60:02d} min"

@@ -1,0 +1,257 @@
+"""Loading a student or a teacher, so that whatever is wrong with it comes out as one sentence for the user.
+
+transformers loads a checkpoint with missing weights after a warning and draws them at random; a teacher
+like that is worth nothing, so here it is an error. Students are loaded in float32 (transformers 5 keeps a
+bfloat16 checkpoint in bfloat16, where at a learning rate of 2e-5 most updates round to nothing); teachers
+keep their checkpoint's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from preceptor.errors import InputError, accepted, shown
+from preceptor.models.checkpoint import (
+    ADAPTER_WEIGHTS,
+    Checkpoint,
+    check_model,
+    first_sentence,
+    read_header,
+    source_dtype,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel
+
+    from preceptor.recipe import ModelSpec
+
+__all__ = ["check_model", "load_model", "source_dtype"]
+
+# Loading fails in one of these ways when the files or the settings are wrong. Others are defects and stay
+# visible.
+_LOADING_ERRORS = (ImportError, OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError)
+
+
+def load_model(spec: ModelSpec, *, role: Literal["student", "teacher"]) -> PreTrainedModel:
+    """Loads a causal language model from safetensors; never from a pickle.
+
+    A student's floating parameters are float32 unless `spec.dtype` says otherwise; its adapter, if any, is
+    merged into the weights in that precision. A teacher keeps its checkpoint's dtype, is in evaluation mode
+    and has no parameter that wants a gradient; its adapter stays beside the base weights, inside the model
+    that is returned. Without `device_map` the model is on the CPU and the caller moves it.
+
+    Raises:
+        InputError: whatever `check_model` refuses; weights missing from the checkpoint or of another shape
+            than the config says; a quantisation library that is not installed; an adapter made for another
+            base.
+    """
+    where = f"model {spec.path!r}"
+    checkpoint = check_model(spec)
+    quantization = quantization_config(spec)
+    if role == "student" and spec.adapter is not None and quantization is not None:
+        raise InputError(
+            f"{where}: a student's `adapter` is merged into its weights, which quantised weights cannot "
+            "take; "
+            "leave out `quantization`, or merge the adapter first"
+        )
+    dtype = _dtype(spec, checkpoint, role)
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "use_safetensors": True,
+        "trust_remote_code": spec.trust_remote_code,
+    }
+    if quantization is not None:
+        options["quantization_config"] = quantization
+    if spec.device_map is not None:
+        options["device_map"] = spec.device_map
+    model = _from_pretrained(checkpoint, options, where)
+    # Cards and adapters name the model they came from: the recipe's word for it, not a folder of the cache.
+    model.config._name_or_path = spec.path
+    model.name_or_path = spec.path
+    if checkpoint.adapter is not None:
+        model = _with_adapter(model, checkpoint.adapter, str(spec.adapter), merge=role == "student")
+    if role == "student":
+        if spec.dtype is None:
+            _upcast(model)
+        return model
+    model.eval()
+    model.requires_grad_(False)
+    return model
+
+
+def quantization_config(spec: ModelSpec) -> Any | None:
+    """The transformers quantisation config that `spec.quantization` describes, or None.
+
+    `{load_in_4bit: true}` and `{load_in_8bit: true}` mean bitsandbytes; other methods are named by
+    `quant_method`.
+
+    Raises:
+        InputError: an unknown method or a key that method does not have.
+    """
+    if spec.quantization is None:
+        return None
+    where = f"model {spec.path!r}: `quantization`"
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AutoQuantizationConfig
+    from transformers.utils.quantization_config import BitsAndBytesConfig
+
+    given = dict(spec.quantization)
+    bits = bool(given.get("load_in_4bit")) + bool(given.get("load_in_8bit"))
+    method = given.get("quant_method", "bitsandbytes" if bits else None)
+    methods = sorted({name.split("_4bit")[0].split("_8bit")[0] for name in AUTO_QUANTIZATION_CONFIG_MAPPING})
+    if method not in methods:
+        raise InputError(f"{where}: `quant_method` is {shown(method)}; accepted are {accepted(methods)}")
+    if method == "bitsandbytes" and bits != 1:
+        raise InputError(
+            f"{where}: bitsandbytes needs exactly one of `load_in_4bit: true` and `load_in_8bit: true`"
+        )
+    try:
+        with quiet_transformers():
+            config = AutoQuantizationConfig.from_dict(given)
+    except (TypeError, ValueError, AttributeError, ImportError) as error:
+        raise InputError(
+            f"{where}: {method} does not accept these settings ({first_sentence(error)})"
+        ) from error
+    if isinstance(config, BitsAndBytesConfig):
+        # This class alone takes unknown keys with a warning; a mistyped key would silently quantise another
+        # way.
+        known = {key.lstrip("_") for key in config.to_dict()}
+        if unknown := sorted(set(given) - known):
+            raise InputError(
+                f"{where}: unknown key {unknown[0]!r}; bitsandbytes accepts {accepted(sorted(known))}"
+            )
+    return config
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silences transformers' progress bars and reports, many lines in a pipe; we report ourselves."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _from_pretrained(checkpoint: Checkpoint, options: dict[str, Any], where: str) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quiet_transformers():
+            # Shapes that differ are reported with the missing names below; transformers' own error names
+            # none.
+            model, report = AutoModelForCausalLM.from_pretrained(
+                str(checkpoint.folder), output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
+    except torch.OutOfMemoryError:
+        raise
+    except ImportError as error:
+        raise InputError(
+            f"{where}: needs a package that is not installed ({first_sentence(error)})"
+        ) from error
+    except (*_LOADING_ERRORS, AssertionError) as error:
+        raise InputError(f"{where}: could not be loaded ({first_sentence(error)})") from error
+    except Exception as error:
+        # huggingface_hub checks a config's values with an exception that is neither ValueError nor TypeError.
+        if type(error).__name__.startswith("StrictDataclass"):
+            raise InputError(f"{where}: config.json is not valid ({' '.join(str(error).split())})") from error
+        raise
+    mismatched = sorted(report["mismatched_keys"])
+    if mismatched:
+        name, stored, wanted = mismatched[0]
+        raise InputError(
+            f"{where}: {_tensors(len(mismatched))} of another shape than config.json says, first {name!r} "
+            f"({list(stored)} stored, {list(wanted)} expected); the config and the weights belong to "
+            "different models"
+        )
+    if report["missing_keys"]:
+        raise InputError(
+            f"{where}: {_tensors(len(report['missing_keys']))} missing from the weights, first "
+            f"{min(report['missing_keys'])!r}; the config and the weights belong to different models"
+        )
+    return model
+
+
+def _tensors(count: int) -> str:
+    return "1 tensor is" if count == 1 else f"{count} tensors are"
+
+
+def _dtype(spec: ModelSpec, checkpoint: Checkpoint, role: str) -> torch.dtype | str:
+    if spec.dtype is not None and spec.dtype != "auto":
+        dtype: torch.dtype = getattr(torch, spec.dtype)
+        return dtype
+    if spec.quantization is not None or "quantization_config" in checkpoint.config:
+        return "auto"  # the quantiser knows which dtype its unpacked weights want
+    # The stored dtype, not "auto": transformers would believe a config.json that says something else.
+    return torch.float32 if role == "student" and spec.dtype is None else checkpoint.dtype
+
+
+def _upcast(model: nn.Module) -> None:
+    """Makes the plain floating parameters float32; packed quantised weights are of other types and stay."""
+    for parameter in model.parameters():
+        if type(parameter) is nn.Parameter and parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+
+
+def _with_adapter(model: PreTrainedModel, folder: Path, given: str, *, merge: bool) -> PreTrainedModel:
+    """Puts a PEFT adapter into `model`, merged or beside the weights; returns the transformers model."""
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+
+    where = f"adapter {given!r}"
+    stored = set(read_header(folder / ADAPTER_WEIGHTS, where))
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+        if config.is_prompt_learning:
+            raise InputError(
+                f"{where}: is of kind {config.peft_type}, which adds prompt tokens; "
+                "only adapters that change layers (LoRA and its relatives) are accepted"
+            )
+        config.inference_mode = True
+        wrapped = PeftModel.from_pretrained(model, str(folder), config=config, autocast_adapter_dtype=False)
+    except torch.OutOfMemoryError:
+        raise
+    except InputError:
+        raise
+    except _LOADING_ERRORS as error:
+        raise InputError(
+            f"{where}: does not fit the model {model.name_or_path!r} ({_shape_clash(error)}); "
+            "give the base model it was trained on"
+        ) from error
+    # PEFT only warns when the names differ, and the adapter then does nothing or half of what it should.
+    expected = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    wrong = _first(expected - stored) or _first(name for name in stored - expected if "lora" in name)
+    if wrong is not None:
+        whose = "lacks" if wrong in expected else "has"
+        raise InputError(
+            f"{where}: does not fit the model {model.name_or_path!r} (it {whose} {wrong!r}); "
+            "give the base model it was trained on"
+        )
+    if merge:
+        merged: PreTrainedModel = wrapped.merge_and_unload()
+        return merged
+    base: PreTrainedModel = wrapped.get_base_model()  # the adapter's layers are inside it
+    return base
+
+
+def _shape_clash(error: BaseException) -> str:
+    """PyTorch's first line names no tensor; the line that does says `size mismatch for …`."""
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
+    return next((line for line in lines if line.startswith("size mismatch")), first_sentence(error))
+
+
+def _first(names: Iterable[str]) -> str | None:
+    return min(names, default=None)

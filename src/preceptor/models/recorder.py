@@ -1,0 +1,52 @@
+"""Reads a forward without changing it: hidden states at the target positions, queries and keys per layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from preceptor.models.taps import AttentionCall, attention_taps, forward_observed
+from preceptor.signals import AttentionScores, Head, Needs, TargetPositions, TokenBatch
+
+
+class Recorder:
+    """An observer that keeps what `needs` names and lets no logits be made."""
+
+    def __init__(self, targets: TargetPositions, needs: Needs) -> None:
+        self._targets = targets
+        self._needs = needs
+        self.hidden_ND: Tensor | None = None
+        self.head: Head | None = None
+        self.attention: dict[int, AttentionScores] = {}
+
+    def at_attention(self, call: AttentionCall, output: Tensor) -> Tensor:
+        if call.layer in self._needs.attention_layers:
+            self.attention[call.layer] = scores_of(call, self._targets)
+        return output
+
+    def at_head(self, head: Head, hidden_BSD: Tensor) -> Tensor:
+        if self._needs.logits:
+            self.hidden_ND = hidden_BSD.flatten(0, 1)[self._targets.flat_N]
+            self.head = head
+        return hidden_BSD[..., :1]
+
+    def result(self) -> dict[str, Tensor]:
+        return {}
+
+
+def scores_of(call: AttentionCall, targets: TargetPositions) -> AttentionScores:
+    """The scores of a tapped call, queries gathered at the target rows."""
+    B, H, _, D = call.q_BHSD.shape
+    index = targets.position_BR[:, None, :, None].expand(B, H, -1, D)
+    return AttentionScores(call.q_BHSD.gather(2, index), call.k_BGSD, call.scale, call.window, call.softcap)
+
+
+@torch.no_grad()
+def record(model: nn.Module, batch: TokenBatch, needs: Needs) -> Recorder:
+    """One forward of an unwrapped transformers or PEFT model on `batch`, recorded."""
+    recorder = Recorder(batch.targets, needs)
+    with attention_taps():
+        forward_observed(model, model, batch.model_inputs(), recorder)
+    missing = sorted(set(needs.attention_layers) - set(recorder.attention))
+    assert not missing, f"layers {missing} were not tapped; Objective.prepare checks this before training"
+    return recorder

@@ -1,0 +1,274 @@
+"""Where losses and teachers look into a transformers model: the attention function and the output head.
+
+Both places are *inside* the model's forward. No weight is read outside its module's forward, so the hooks of DDP,
+FSDP2, ZeRO and PEFT see every weight a loss uses (reading a head outside it under FSDP2 raises, or gives gradients
+wrong by 25-100 %).
+
+The attention functions registered in transformers are wrapped in place, for the time of a `with attention_taps():`
+block, so that names, masks and flash checks stay valid. The wrapper does nothing unless the call carries an observer,
+which travels as a keyword argument of the model's forward: there is no global state, and a recomputation under
+gradient checkpointing meets the observer of its own forward.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from preceptor.errors import InputError
+from preceptor.signals import Head, LayerShape
+
+OBSERVER = "preceptor_observer"
+"""Keyword argument under which an observer travels through a model's forward to its attention functions."""
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One call of an attention function: post-RoPE queries [B,H,S,D] and keys [B,G,S,D], and how they are used."""
+
+    layer: int
+    q_BHSD: Tensor
+    k_BGSD: Tensor
+    v_BGSD: Tensor
+    scale: float
+    window: int | None
+    softcap: float | None
+
+
+class Observer(Protocol):
+    """Sees the inside of one forward."""
+
+    def at_attention(self, call: AttentionCall, output: Tensor) -> Tensor:
+        """Take what is wanted from `call`; return `output`, or an identity on it with another backward."""
+
+    def at_head(self, head: Head, hidden_BSD: Tensor) -> Tensor:
+        """Stands in for the head's forward; the model passes the result on as if it were logits."""
+
+    def result(self) -> dict[str, Tensor]:
+        """What the model's forward returns."""
+
+
+# --- the output head ------------------------------------------------------------------------------------------
+
+
+def forward_observed(model: nn.Module, student: nn.Module, inputs: Mapping[str, Any], observer: Observer) -> Any:
+    """Run `model` (the student as its engine wrapped it: DDP, FSDP2, ...) on `inputs` with `observer` inside.
+
+    `student` is the unwrapped transformers or PEFT model. The forwards of its head and of itself are replaced for the
+    duration of the call: engines call them through their modules' hooks, so weights are whole where they are used,
+    and what the observer returns is an output of the forward, so engines see the loss.
+    """
+    head = output_head(student)
+    inner_forward = student.forward
+
+    def head_forward(hidden_BSD: Tensor) -> Tensor:
+        return observer.at_head(read_head(head, student), hidden_BSD)
+
+    def student_forward(*args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        inner_forward(*args, **kwargs)
+        return observer.result()
+
+    with _replaced(head, "forward", head_forward), _replaced(student, "forward", student_forward):
+        return model(**inputs, **{OBSERVER: observer})
+
+
+def output_head(model: nn.Module) -> nn.Linear:
+    """The linear module that makes the logits, under any PEFT wrapper.
+
+    Raises:
+        InputError: when the model has none, or when PEFT adapts it in a way that hides the weight in use.
+    """
+    head: Any = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else _peft_head(model)
+    if isinstance(head, nn.Linear):
+        return head
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    if isinstance(head, ModulesToSaveWrapper):
+        inner = head.modules_to_save[head.active_adapter]
+        if isinstance(inner, nn.Linear):
+            return inner
+    if isinstance(head, BaseTunerLayer):
+        raise InputError(
+            "lora.target_modules: adapts the output head, whose weight the losses must see whole; leave the head out, "
+            "or train it in full with `modules_to_save: [lm_head]`"
+        )
+    raise InputError(
+        f"{type(model).__name__} has no linear output head to compute the losses in; accepted are transformers' causal "
+        "language models (AutoModelForCausalLM)"
+    )
+
+
+def _peft_head(model: nn.Module) -> Any:
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel):
+        return None
+    return model.get_base_model().get_output_embeddings()
+
+
+def read_head(head: nn.Linear, model: nn.Module) -> Head:
+    """The head with the scale and soft-cap that `model` applies to its logits (Cohere, Granite, Gemma 2)."""
+    config = text_config(model)
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    return Head(head.weight, head.bias, scale, getattr(config, "final_logit_softcapping", None))
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the language model inside a transformers or PEFT model."""
+    return model.config.get_text_config()  # type: ignore[union-attr, operator]
+
+
+@contextmanager
+def _replaced(module: nn.Module, name: str, value: Any) -> Iterator[None]:
+    """Set an instance attribute for the duration of the block, restoring whether there was one."""
+    had, old = name in module.__dict__, module.__dict__.get(name)
+    module.__dict__[name] = value
+    try:
+        yield
+    finally:
+        if had:
+            module.__dict__[name] = old
+        else:
+            del module.__dict__[name]
+
+
+# --- the attention function -----------------------------------------------------------------------------------
+
+AttentionFunction = Callable[..., tuple[Tensor, Any]]
+_depth = 0
+
+
+@contextmanager
+def attention_taps() -> Iterator[None]:
+    """Let observers see attention, in forwards *and backwards* run within the block (checkpoints recompute there)."""
+    global _depth
+    mapping = type(ALL_ATTENTION_FUNCTIONS)._global_mapping
+    if _depth == 0:
+        saved = dict(mapping)
+        for name, function in saved.items():
+            mapping[name] = _tapped(function)
+        # "eager" is not in the registry: every modelling file has its own, used when the name is not found.
+        mapping["eager"] = _tapped(_module_eager)
+    _depth += 1
+    try:
+        yield
+    finally:
+        _depth -= 1
+        if _depth == 0:
+            mapping.clear()
+            mapping.update(saved)
+
+
+def taps_active() -> bool:
+    """Whether observers see attention now."""
+    return _depth > 0
+
+
+def _module_eager(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
+    function: AttentionFunction = sys.modules[type(module).__module__].eager_attention_forward
+    return function(module, *args, **kwargs)
+
+
+def _tapped(function: AttentionFunction) -> AttentionFunction:
+    def attend(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Any]:
+        observer: Observer | None = kwargs.pop(OBSERVER, None)
+        output, maps = function(module, query, key, value, *args, **kwargs)
+        if observer is None:
+            return output, maps
+        for unknown, why in (("s_aux", "attention sinks"), ("position_bias", "a position bias")):
+            if kwargs.get(unknown) is not None:
+                raise InputError(
+                    f"{type(module).__name__} uses {why}, which the attention term cannot read from queries and keys; "
+                    "leave `{kind: attention}` out of the objective"
+                )
+        scale = kwargs.get("scaling")
+        call = AttentionCall(
+            layer=int(module.layer_idx),  # type: ignore[arg-type]
+            q_BHSD=query,
+            k_BGSD=key,
+            v_BGSD=value,
+            scale=float(query.shape[-1] ** -0.5 if scale is None else scale),
+            window=kwargs.get("sliding_window"),
+            softcap=kwargs.get("softcap"),
+        )
+        return observer.at_attention(call, output), maps
+
+    return attend
+
+
+# --- what can be tapped ---------------------------------------------------------------------------------------
+
+
+class _Probe:
+    """Checks on a real call that queries and keys say all there is to know about attention."""
+
+    def __init__(self) -> None:
+        self.layers: list[LayerShape] = []
+        self.worst = 0.0
+
+    def at_attention(self, call: AttentionCall, output: Tensor) -> Tensor:
+        _, H, S, D = call.q_BHSD.shape
+        G = call.k_BGSD.shape[1]
+        self.layers.append(LayerShape(call.layer, H, G, D))
+        q, k, v = (x.float().repeat_interleave(H // x.shape[1], 1) for x in (call.q_BHSD, call.k_BGSD, call.v_BGSD))
+        scores = q @ k.mT * call.scale
+        if call.softcap is not None:
+            scores = (scores / call.softcap).tanh() * call.softcap
+        hidden = torch.ones(S, S, dtype=torch.bool, device=q.device).triu(1)
+        expected = (scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v).transpose(1, 2)
+        error = (output.float().reshape(expected.shape) - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
+        self.worst = max(self.worst, float(error))
+        return output
+
+    def at_head(self, head: Head, hidden_BSD: Tensor) -> Tensor:
+        return hidden_BSD[..., :1]
+
+    def result(self) -> dict[str, Tensor]:
+        return {}
+
+
+@torch.no_grad()
+def tapped_layers(model: nn.Module, *, name: str) -> list[LayerShape]:
+    """The attention layers of `model` whose rows can be computed from tapped queries and keys, checked by running it.
+
+    Raises:
+        InputError: when some layer's attention does not pass through transformers' attention interface, or when
+            softmax(scale·q kᵀ)·v is not what the layer computes (another mask, a bias, chunks); `name` says whose.
+    """
+    config = text_config(model)
+    mixed = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
+    probe = _Probe()
+    device = next(model.parameters()).device
+    tokens = torch.arange(1, 8, device=device)[None] % config.vocab_size
+    training = model.training
+    model.eval()
+    try:
+        with attention_taps():
+            forward_observed(model, model, {"input_ids": tokens, "use_cache": False}, probe)
+    finally:
+        model.train(training)
+    tapped = sorted(shape.layer for shape in probe.layers)
+    kind = type(model).__name__
+    if mixed or tapped != list(range(config.num_hidden_layers)):
+        seen = f"{len(tapped)} of {config.num_hidden_layers} layers" + (f", layer types {mixed}" if mixed else "")
+        raise InputError(
+            f"{name}: the attention of {kind} cannot be tapped ({seen}); the attention term needs softmax attention "
+            "through transformers' attention interface in every layer; leave `{kind: attention}` out of the objective"
+        )
+    if probe.worst > 0.05:
+        raise InputError(
+            f"{name}: the attention of {kind} is not softmax(scale·q·kᵀ) of the tapped queries and keys (its output "
+            f"differs by {probe.worst:.0%}); leave `{{kind: attention}}` out of the objective"
+        )
+    return sorted(probe.layers, key=lambda shape: shape.layer)

@@ -1,0 +1,255 @@
+"""What happens inside the student's forward: every term at the place where its gradient starts.
+
+Head terms run in the output head's forward. The attention term runs where attention is computed, and its gradient
+has to survive gradient checkpointing, whose first pass builds no graph: an identity on the attention output adds dq
+and dk in its backward, and an identity on the head's input records the loss's scale before any gradient reaches the
+layers. (Returning queries and keys, or one scalar per layer, silently loses the gradient under reentrant
+checkpointing, with the right loss value.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from preceptor.kernels.attention_kl import attention_kl
+from preceptor.kernels.linear_loss import linear_loss
+from preceptor.models.recorder import scores_of
+from preceptor.models.taps import AttentionCall, taps_active
+from preceptor.objective.attention import Attention
+from preceptor.objective.maps import LayerLink
+from preceptor.objective.terms import HeadChunk, HeadTerm
+from preceptor.signals import AttentionScores, Head, Part, Signal, TokenBatch
+
+
+class StudentObserver:
+    """Computes all terms of one forward; one instance per forward, so several forwards may be in flight."""
+
+    def __init__(
+        self,
+        batch: TokenBatch,
+        signal: Signal,
+        *,
+        head_terms: Sequence[HeadTerm],
+        attention: Attention | None,
+        links: Mapping[int, LayerLink],
+        route_names: Sequence[str],
+        vocabulary: int | None,
+        wants_grad: bool,
+    ) -> None:
+        device = batch.input_ids.device
+        self.batch = batch
+        self.signal = signal
+        self.head_terms = head_terms
+        self.links = links if attention is not None else {}
+        self.vocabulary = vocabulary
+        self.wants_grad = wants_grad
+        terms = [*head_terms, *([] if attention is None else [attention])]
+        self.route_weight_TK = torch.stack([term.route_weight(route_names, device) for term in terms])
+        self.sums_TK = torch.zeros(self.route_weight_TK.shape, dtype=torch.float64, device=device)
+        self.loss: Tensor | None = None
+        # The loss's scale, once the backward has reached the head's input; see _RecordScale.
+        self.scale: Tensor | None = None
+        self._gradients: dict[int, tuple[Tensor, Tensor]] = {}
+        self._seen: set[int] = set()
+
+    # --- attention layers -------------------------------------------------------------------------------------
+
+    def at_attention(self, call: AttentionCall, output: Tensor) -> Tensor:
+        link = self.links.get(call.layer)
+        if link is None or not self.signal.parts:
+            return output
+        # A second call is gradient checkpointing's recomputation: value and gradients are already there.
+        if call.layer not in self._seen:
+            self._seen.add(call.layer)
+            self._attention_value(call, link)
+        if not self.wants_grad:
+            return output
+        injected: Tensor = _InjectGradient.apply(output, call.q_BHSD, call.k_BGSD, self, call.layer)
+        return injected
+
+    @torch.no_grad()
+    def _attention_value(self, call: AttentionCall, link: LayerLink) -> None:
+        share = 1.0 / (call.q_BHSD.shape[1] * len(self.links))
+        scores = scores_of(call, self.batch.targets)
+        weight_B = self.route_weight_TK[-1][self.batch.routes] * share
+        grads = []
+        for part in self.signal.parts:
+            here, ours = self.batch, scores
+            if part.rows is not None:
+                here, ours = self.batch.select(part.rows), _select(scores, part.rows)
+            weight_BR = here.targets.valid_BR * (weight_B if part.rows is None else weight_B[part.rows])[:, None]
+            teacher = part.attention[link.teacher_layer]
+            result = attention_kl(
+                ours, teacher, here.targets, weight_BR, heads=link.heads, needs_grad=self.wants_grad
+            )
+            value_B = result.value_BHR.double().sum((1, 2)) * share
+            self.sums_TK[-1].index_add_(0, here.routes, value_B)
+            grads.append((part.rows, result.dq_BHRD, result.dk_BGSD))
+        if self.wants_grad:
+            self._gradients[call.layer] = _merge(grads, scores)
+
+    def gradients(self, layer: int, positions: int) -> tuple[Tensor, Tensor]:
+        """dq [B,H,S,D] and dk [B,G,S,D] of the loss at one layer; given away once, then freed."""
+        if self.scale is None:
+            raise RuntimeError("the attention term's gradient was asked for before the loss's backward reached the head")
+        dq_BHRD, dk_BGSD = self._gradients.pop(layer)
+        B, H, _, D = dq_BHRD.shape
+        index = self.batch.targets.position_BR[:, None, :, None].expand(B, H, -1, D)
+        dq_BHSD = dq_BHRD.new_zeros(B, H, positions, D).scatter_add_(2, index, dq_BHRD.mul_(self.scale))
+        return dq_BHSD, dk_BGSD.mul_(self.scale)
+
+    # --- output head ------------------------------------------------------------------------------------------
+
+    def at_head(self, head: Head, hidden_BSD: Tensor) -> Tensor:
+        targets = self.batch.targets
+        attention = torch.zeros((), dtype=torch.float64, device=hidden_BSD.device)
+        if self.links and self.signal.parts:
+            missing = sorted(set(self.links) - self._seen)
+            if missing:
+                raise RuntimeError(
+                    f"attention layers {missing} were not tapped; call the objective inside "
+                    "`with objective.listening():`"
+                )
+            attention = (self.sums_TK[-1] * self.route_weight_TK[-1]).sum()
+            if self.wants_grad:
+                hidden_BSD, attention = _RecordScale.apply(hidden_BSD, attention, self)
+        order_N = _by_part(self.signal.parts, targets.count, targets.flat_N.device)
+        hidden_ND = hidden_BSD.flatten(0, 1)[targets.flat_N[order_N]]
+        route_N = self.batch.routes[targets.row_N[order_N]]
+        chunks = _Chunks(self, targets.label_N[order_N], route_N)
+        # Without head terms no position is multiplied by the head, but it still gets a (zero) gradient: an unused
+        # parameter would leave the other ranks waiting.
+        used_ND = hidden_ND if self.head_terms else hidden_ND[:0]
+        anchor, values_TN = linear_loss(used_ND, head, chunks, len(self.head_terms))
+        T = len(self.head_terms)
+        if self.head_terms:
+            self.sums_TK[:T].index_add_(1, route_N, values_TN.double())
+        weighted = (self.sums_TK[:T] * self.route_weight_TK[:T]).sum()
+        # Three dimensions, as the model expects of logits; not a view, which FSDP2's hooks would not follow.
+        self.loss = (anchor + weighted + attention).to(anchor.dtype).repeat(1, 1, 1)
+        return self.loss
+
+    def result(self) -> dict[str, Tensor]:
+        assert self.loss is not None, "the model's forward did not call its output head"
+        return {"loss": self.loss.sum()}
+
+
+class _Chunks:
+    """The head terms on one chunk of positions, which are in the order of the signal's parts."""
+
+    def __init__(self, observer: StudentObserver, label_N: Tensor, route_N: Tensor) -> None:
+        self.terms = observer.head_terms
+        self.label_N = label_N
+        self.route_N = route_N
+        self.vocabulary = observer.vocabulary
+        self.weight_TK = observer.route_weight_TK
+        # One weight for all routes (the usual case) spares a pass over the gradient.
+        self.uniform = [float(row[0]) if bool((row == row[0]).all()) else None for row in self.weight_TK]
+        self.spans: list[tuple[int, int, Part]] = []
+        start = 0
+        for part in observer.signal.parts:
+            if part.hidden_ND is not None:
+                self.spans.append((start, start + len(part.hidden_ND), part))
+                start += len(part.hidden_ND)
+        if any(term.needs_teacher for term in self.terms):
+            assert start == len(label_N), f"teachers cover {start} of {len(label_N)} target positions"
+
+    def __call__(self, logits_nV: Tensor, rows: slice, wants_grad: bool) -> tuple[Tensor, Tensor | None]:
+        pieces = [(rows, logits_nV, None)] if not self.spans else self._pieces(logits_nV, rows)
+        values, grads = zip(*(self._evaluate(*piece, wants_grad) for piece in pieces), strict=True)
+        if len(pieces) == 1:
+            return values[0], grads[0]
+        return torch.cat(values, 1), torch.cat(grads) if wants_grad else None
+
+    def _pieces(self, logits_nV: Tensor, rows: slice) -> list[tuple[slice, Tensor, Tensor | None]]:
+        """Cut a chunk where the teacher changes."""
+        pieces: list[tuple[slice, Tensor, Tensor | None]] = []
+        for first, last, part in self.spans:
+            start, stop = max(first, rows.start), min(last, rows.stop)
+            if start < stop:
+                assert part.head is not None and part.hidden_ND is not None
+                tokens = min(logits_nV.shape[1], len(part.head.weight_VD), self.vocabulary or logits_nV.shape[1])
+                teacher_nV = part.head.first(tokens).logits(part.hidden_ND[start - first : stop - first])
+                ours_nV = logits_nV[start - rows.start : stop - rows.start]
+                pieces.append((slice(start, stop), ours_nV, teacher_nV.to(ours_nV.dtype)))
+        return pieces
+
+    def _evaluate(
+        self, rows: slice, logits_nV: Tensor, teacher_nV: Tensor | None, wants_grad: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        chunk = HeadChunk(logits_nV, self.label_N[rows], teacher_nV)
+        values, total = [], None
+        for t, term in enumerate(self.terms):
+            value_n, grad_nV = term.evaluate(chunk, wants_grad)
+            values.append(value_n)
+            if grad_nV is None:
+                continue
+            weight = self.uniform[t]
+            if weight is None:
+                grad_nV.mul_(self.weight_TK[t][self.route_N[rows], None])
+            elif weight != 1.0:
+                grad_nV.mul_(weight)
+            if grad_nV.shape[1] < logits_nV.shape[1]:
+                grad_nV = torch.nn.functional.pad(grad_nV, (0, logits_nV.shape[1] - grad_nV.shape[1]))
+            total = grad_nV if total is None else total.add_(grad_nV)
+        return torch.stack(values), total
+
+
+def _by_part(parts: Sequence[Part], count: int, device: torch.device) -> Tensor:
+    """The order of target positions in which each part's are together."""
+    if not parts or parts[0].targets is None:
+        return torch.arange(count, device=device)
+    return torch.cat([part.targets for part in parts if part.targets is not None])
+
+
+def _select(scores: AttentionScores, rows: Tensor) -> AttentionScores:
+    return AttentionScores(scores.q_BHRD[rows], scores.k_BGSD[rows], scores.scale, scores.window, scores.softcap)
+
+
+def _merge(grads: Sequence[tuple[Tensor | None, Any, Any]], scores: AttentionScores) -> tuple[Tensor, Tensor]:
+    """The parts' gradients put back at their batch rows."""
+    if len(grads) == 1 and grads[0][0] is None:
+        return grads[0][1], grads[0][2]
+    dq_BHRD, dk_BGSD = torch.zeros_like(scores.q_BHRD), torch.zeros_like(scores.k_BGSD)
+    for rows, dq, dk in grads:
+        dq_BHRD[rows, :, : dq.shape[2]] = dq
+        dk_BGSD[rows] = dk
+    return dq_BHRD, dk_BGSD
+
+
+class _InjectGradient(torch.autograd.Function):
+    """Identity on the attention output whose backward adds the attention term's gradient to queries and keys."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, q_BHSD: Tensor, k_BGSD: Tensor, observer: StudentObserver, layer: int) -> Tensor:
+        ctx.observer, ctx.layer = observer, layer
+        ctx.positions = q_BHSD.shape[2]
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        dq, dk = ctx.observer.gradients(ctx.layer, ctx.positions)
+        return grads[0], dq, dk, None, None
+
+
+class _RecordScale(torch.autograd.Function):
+    """Identity on the head's input and on the attention sum; its backward runs before any layer's."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, attention: Tensor, observer: StudentObserver) -> tuple[Tensor, Tensor]:
+        ctx.observer = observer
+        return hidden.view_as(hidden), attention.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if not taps_active():
+            raise RuntimeError(
+                "the backward runs outside `with objective.listening():`; gradient checkpointing would recompute the "
+                "layers without the attention term"
+            )
+        ctx.observer.scale = grads[1]
+        return grads[0], None, None

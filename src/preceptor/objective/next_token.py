@@ -1,0 +1,26 @@
+"""Cross-entropy with the row's own next token: what plain fine-tuning minimises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from preceptor.objective.terms import HeadChunk, HeadTerm
+
+
+@dataclass
+class NextToken(HeadTerm):
+    """−log p_S(label); gradient p_S − onehot(label)."""
+
+    name: ClassVar[str] = "next_token"
+
+    def evaluate(self, chunk: HeadChunk, wants_grad: bool) -> tuple[Tensor, Tensor | None]:
+        log_probs = chunk.log_probs(1.0, chunk.logits_nV.shape[1])
+        label = chunk.label_n[:, None]
+        value = -log_probs.gather(1, label).squeeze(1)
+        if not wants_grad:
+            return value, None
+        return value, log_probs.exp().scatter_add_(1, label, torch.full_like(label, -1, dtype=log_probs.dtype))

@@ -1,0 +1,146 @@
+"""A weighted sum of terms, computed inside the student's forward.
+
+Terms return sums over target positions. Dividing by N, the number of target positions of the whole optimiser step,
+is the caller's, once: that is what makes accumulation, processes, packing and padding change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from preceptor.errors import InputError
+from preceptor.models.taps import attention_taps, forward_observed, output_head, tapped_layers
+from preceptor.objective.attention import Attention
+from preceptor.objective.inside import StudentObserver
+from preceptor.objective.maps import LayerLink, link_layers
+from preceptor.objective.terms import HeadTerm, Term
+from preceptor.signals import Needs, Signal, Teacher, TokenBatch
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """What one forward gave.
+
+    loss: 0-dim, differentiable: the weighted sum of all terms over the batch's target positions.
+    sums_TK: float64 [terms, routes], detached, each term's unweighted sum (attention: already divided by H·L).
+    targets_K: int64 [routes], target positions of each route.
+    """
+
+    loss: Tensor
+    sums_TK: Tensor
+    targets_K: Tensor
+
+
+class Objective:
+    """Terms, and what they have been prepared for.
+
+    Args:
+        terms: at most one of each kind and set of routes, at least one.
+        route_names: names of the datasets, in the order of the batch's `routes`.
+        vocabulary: tokens of the shared tokenizer; logits beyond it are padding. None: what both heads have.
+
+    Raises:
+        InputError: for no terms, all weights 0, or a term on an unknown route.
+    """
+
+    def __init__(
+        self, terms: Sequence[Term], *, route_names: Sequence[str] = ("default",), vocabulary: int | None = None
+    ) -> None:
+        if not any(term.weight > 0 for term in terms):
+            raise InputError("objective: no term has a weight above 0; give at least one term to minimise")
+        for term in terms:
+            unknown = sorted(set(term.routes or ()) - set(route_names))
+            if unknown:
+                raise InputError(
+                    f"objective: {term.name} names the route {unknown[0]!r}; the stage's datasets are "
+                    f"{', '.join(route_names)}"
+                )
+        if sum(isinstance(term, Attention) for term in terms) > 1:
+            raise InputError("objective: two attention terms; give one and set its layers and routes")
+        self.terms = tuple(terms)
+        self.route_names = tuple(route_names)
+        self.vocabulary = vocabulary
+        self.links: dict[int, LayerLink] = {}
+
+    @property
+    def head_terms(self) -> tuple[HeadTerm, ...]:
+        return tuple(term for term in self.terms if isinstance(term, HeadTerm))
+
+    @property
+    def attention(self) -> Attention | None:
+        return next((term for term in self.terms if isinstance(term, Attention)), None)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the terms in the order of `LossSums.sums_TK`: head terms, then attention."""
+        attention = () if self.attention is None else (self.attention.name,)
+        return (*(term.name for term in self.head_terms), *attention)
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.attention is not None or any(term.needs_teacher for term in self.head_terms)
+
+    @property
+    def needs(self) -> Needs:
+        """What to ask a teacher for."""
+        return Needs(
+            logits=any(term.needs_teacher for term in self.head_terms),
+            attention_layers=tuple(sorted({link.teacher_layer for link in self.links.values()})),
+        )
+
+    def prepare(
+        self, student: nn.Module, teacher: Teacher | None = None, calibration: Iterable[TokenBatch] = ()
+    ) -> None:
+        """Check that the models allow these terms and choose layer and head maps; call once, before wrapping `student`.
+
+        Raises:
+            InputError: no teacher for a term that needs one, an attention that cannot be tapped, a map that does not
+                fit, a student without a linear output head.
+        """
+        output_head(student)
+        if not self.needs_teacher:
+            return
+        if teacher is None:
+            kinds = sorted({t.name for t in self.terms if isinstance(t, Attention) or t.needs_teacher})  # type: ignore[attr-defined]
+            raise InputError(f"objective: {' and '.join(kinds)} follow a teacher, and none was given; name one")
+        if self.attention is not None:
+            shapes = tapped_layers(student, name="student")
+            self.links = link_layers(self.attention, student, shapes, teacher, calibration)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Open the model's attention to the objective: put the training loop inside."""
+        with attention_taps() if self.attention is not None else nullcontext():
+            yield
+
+    def __call__(
+        self, model: nn.Module, batch: TokenBatch, signal: Signal | None = None, *, student: nn.Module | None = None
+    ) -> LossSums:
+        """Forward the student on `batch` with all terms inside.
+
+        Args:
+            model: the student, as its engine wrapped it.
+            batch: one micro-batch on the student's device; it may hold no target at all.
+            signal: the teacher's, for the same batch.
+            student: the unwrapped transformers or PEFT model, where `model` is a wrapper around it (DDP).
+
+        With an attention term, call this and the backward of its result inside `with objective.listening():`.
+        """
+        observer = StudentObserver(
+            batch,
+            signal or Signal(),
+            head_terms=self.head_terms,
+            attention=self.attention,
+            links=self.links,
+            route_names=self.route_names,
+            vocabulary=self.vocabulary,
+            wants_grad=torch.is_grad_enabled(),
+        )
+        outputs = forward_observed(model, model if student is None else student, batch.model_inputs(), observer)
+        count_K = torch.bincount(batch.routes[batch.targets.row_N], minlength=len(self.route_names))
+        return LossSums(outputs["loss"], observer.sums_TK, count_K)

@@ -1,0 +1,80 @@
+"""What a term is: a weighted loss that says what it needs and where it works."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from preceptor.errors import InputError
+
+
+@dataclass
+class Term(ABC):
+    """One weighted loss of an objective.
+
+    Args:
+        weight: multiplies the term's sum; finite and not negative.
+        routes: the datasets whose rows it works on; None for all.
+    """
+
+    name: ClassVar[str]
+    """The term's `kind` in a recipe and its name in logs."""
+
+    weight: float = 1.0
+    routes: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < float("inf"):
+            raise InputError(f"{self.name}: weight {self.weight} is out of range; give a number of at least 0")
+
+    def route_weight(self, route_names: Sequence[str], device: torch.device) -> Tensor:
+        """float32 [routes]: the weight on the rows of each dataset."""
+        on = [self.weight if self.routes is None or name in self.routes else 0.0 for name in route_names]
+        return torch.tensor(on, device=device)
+
+
+@dataclass
+class HeadTerm(Term):
+    """A term that works on logits, inside the output head's forward."""
+
+    needs_teacher: ClassVar[bool] = False
+
+    @abstractmethod
+    def evaluate(self, chunk: HeadChunk, wants_grad: bool) -> tuple[Tensor, Tensor | None]:
+        """Values [n] of the chunk's positions and, when wanted, a fresh gradient [n, ≤V] on the student's logits.
+
+        A gradient narrower than V is of the first tokens of the vocabulary, the rest being padding.
+        """
+
+
+@dataclass
+class HeadChunk:
+    """Some target positions at the output head."""
+
+    logits_nV: Tensor
+    label_n: Tensor
+    teacher_logits_nV: Tensor | None = None
+    """Of the vocabulary both models share; None for rows without a teacher."""
+    _log_probs: dict[tuple[float, int], Tensor] = field(default_factory=dict)
+
+    def log_probs(self, temperature: float, tokens: int) -> Tensor:
+        """Student log-probabilities over the first `tokens` entries, computed once; not to be written to."""
+        key = (temperature, tokens)
+        if key not in self._log_probs:
+            logits = self.logits_nV[:, :tokens]
+            self._log_probs[key] = _log_softmax(logits, temperature)
+        return self._log_probs[key]
+
+    def teacher_log_probs(self, temperature: float) -> Tensor:
+        """Teacher log-probabilities; a token the teacher excludes (−inf) gets a finite one, so that 0·log 0 is 0."""
+        assert self.teacher_logits_nV is not None
+        return _log_softmax(self.teacher_logits_nV, temperature).clamp_min_(-1e30)
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    return (logits if temperature == 1.0 else logits / temperature).log_softmax(-1)

@@ -1,0 +1,262 @@
+"""What a recipe would run, without training: stages, sizes, one row per dataset with its targets marked.
+
+Only configs, tokenizers and data are read; of weights no more than the headers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preceptor.recipe import (
+    DatasetSpec,
+    InitStage,
+    ModelSpec,
+    Recipe,
+    TrainingStage,
+    TrainTokenizerSpec,
+    models_of,
+)
+from preceptor.recipe.base import one_or_many, stage_of
+from preceptor.recipe.stages import DistillStage, SftStage
+from preceptor.stages import check_of
+from preceptor.stages.context import StageContext, run_directory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from preceptor.data.prepare import PreparedDataset
+
+Log = Callable[[str], None]
+
+
+def plan(recipe: Recipe, *, log: Log = print) -> dict[str, Any]:
+    """Describes each stage as it would run; nothing is written.
+
+    Returns `{"name", "directory", "seed", "stages": {name: {"kind", "done", "reads", "models", "data",
+    ...}}}`. What a stage that has not run yet decides is given as `"known after stage NAME"`. Raises
+    InputError for data and models that are not there or cannot be used, as a run would.
+    """
+    directory = run_directory(recipe)
+    stages: dict[str, Any] = {}
+    for name, stage in recipe.stages.items():
+        planner = _Planner(recipe, name, directory, log)
+        entry: dict[str, Any] = {
+            "kind": stage.kind,
+            "done": planner.is_done(name),
+            "reads": recipe.stage_reads(name),
+            "spec": stage.model_dump(mode="json", by_alias=True),
+            "models": {
+                key: planner.model(model) for key, model in models_of(stage).items() if key != "tokenizer"
+            },
+        }
+        if isinstance(stage, InitStage):
+            entry["models"]["result"] = {"parameters": planner.init_parameters(stage)}
+        if isinstance(stage, SftStage | DistillStage):
+            planner.check_training(stage)
+            entry.update(planner.training(stage))
+        stages[name] = entry
+    return {"name": recipe.name, "directory": str(directory), "seed": recipe.seed, "stages": stages}
+
+
+class _Planner:
+    """Looks at what one stage reads."""
+
+    def __init__(self, recipe: Recipe, name: str, directory: Path, log: Log) -> None:
+        self.recipe, self.name, self.directory = recipe, name, directory
+        self.log: Log = lambda line: log(f"{name}: {line}")
+        self.context = StageContext(recipe, name, directory / name, recipe.seed, self.log)
+
+    def is_done(self, stage: str) -> bool:
+        return (self.directory / stage / "stage.json").exists()
+
+    def check_training(self, stage: TrainingStage) -> None:
+        check = check_of(self.recipe.stages[self.name].kind)
+        if check is not None and stage.training:
+            check(stage.training)
+
+    def model(self, spec: ModelSpec) -> dict[str, Any]:
+        """Where a model comes from and how many parameters it has."""
+        source = stage_of(spec.path)
+        if source is not None and not self.is_done(source):
+            return {"path": spec.path, "parameters": self._after(source)}
+        from preceptor.models.checkpoint import check_model
+
+        unmade = (
+            spec.adapter is not None and (adapter := stage_of(spec.adapter)) and not self.is_done(adapter)
+        )
+        resolved = self.context.resolve_model(spec.model_copy(update={"adapter": None}) if unmade else spec)
+        checkpoint = check_model(resolved)
+        return {
+            "path": resolved.path,
+            "adapter": spec.adapter if unmade else resolved.adapter,
+            "parameters": checkpoint.parameters,
+            "dtype": str(checkpoint.dtype).removeprefix("torch."),
+            "architecture": str(checkpoint.config.get("model_type")),
+        }
+
+    def init_parameters(self, stage: InitStage) -> int:
+        """Parameters of the model an `init` stage makes, built without memory for its weights."""
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        keys = dict(stage.config)
+        if "vocab_size" not in keys and isinstance(stage.tokenizer, TrainTokenizerSpec):
+            keys["vocab_size"] = stage.tokenizer.vocab_size
+        elif "vocab_size" not in keys and isinstance(stage.tokenizer, str):
+            tokenizer = self._tokenizer(ModelSpec(path=stage.tokenizer))
+            if tokenizer is not None:
+                keys["vocab_size"] = len(tokenizer)
+        config = AutoConfig.for_model(keys.pop("model_type"), **keys)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    def training(self, stage: SftStage | DistillStage) -> dict[str, Any]:
+        """Rows, tokens and targets of a training stage, and a sample of each dataset."""
+        student = stage.student if isinstance(stage, DistillStage) else stage.model
+        tokenizer = self._tokenizer(student)
+        if tokenizer is None:
+            source = stage_of(student.path)
+            return {"data": {name: self._after(str(source)) for name in stage.dataset_names}}
+        teacher = self._tokenizer(stage.teacher) if isinstance(stage, DistillStage) else None
+        from preceptor.data.chat import choose_template
+
+        template = choose_template(tokenizer, teacher)
+        pending = {
+            name: source for name in stage.dataset_names if (source := self._pending(name)) is not None
+        }
+        ready = [name for name in stage.dataset_names if name not in pending]
+        prepared = self._prepare(ready, tokenizer, stage.max_length) if ready else {}
+        result: dict[str, Any] = {
+            "template": template,
+            "rows_per_step": stage.rows_per_step,
+            "data": {name: _described(prepared[name], tokenizer) for name in ready}
+            | {name: self._after(source) for name, source in pending.items()},
+        }
+        if pending:
+            result["rows_per_epoch"] = self._after(next(iter(pending.values())))
+            return result
+        from preceptor.data.mixture import Mixture
+
+        mixture = Mixture(
+            {name: dataset.train for name, dataset in prepared.items()},
+            shares=stage.shares,
+            by=stage.by,
+            rows=stage.rows,
+            seed=self.recipe.seed,
+            multiple_of=stage.rows_per_step,
+        )
+        result["rows_per_epoch"] = mixture.epoch_rows
+        result["steps_per_epoch"] = math.ceil(mixture.epoch_rows / stage.rows_per_step)
+        result["epoch"] = {name: summary.as_dict() for name, summary in mixture.summary().items()}
+        return result
+
+    def _prepare(
+        self, names: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> dict[str, PreparedDataset]:
+        from preceptor.data.prepare import prepare_datasets
+
+        specs: dict[str, DatasetSpec] = {name: self.context.resolve_dataset(name) for name in names}
+        return prepare_datasets(
+            names,
+            specs,
+            tokenizer,
+            seed=self.recipe.seed,
+            max_length=max_length,
+            overlap=self.recipe.overlap,
+            announce=self.log,
+        )
+
+    def _tokenizer(self, spec: ModelSpec) -> PreTrainedTokenizerBase | None:
+        """The tokenizer of a model, or None when a stage that has not run yet makes it."""
+        from preceptor.models.tokenizers import load_tokenizer
+
+        source = stage_of(spec.path)
+        if source is None or self.is_done(source):
+            unmade = spec.adapter is not None and stage_of(spec.adapter)
+            return load_tokenizer(
+                self.context.resolve_model(spec.model_copy(update={"adapter": None}) if unmade else spec)
+            )
+        stage = self.recipe.stages[source]
+        if isinstance(stage, InitStage):
+            return (
+                self._tokenizer(ModelSpec(path=stage.tokenizer)) if isinstance(stage.tokenizer, str) else None
+            )
+        if isinstance(stage, DistillStage):
+            return self._tokenizer(stage.student)
+        return self._tokenizer(stage.model)
+
+    def _pending(self, dataset: str) -> str | None:
+        """The stage that has yet to write some of a dataset's rows."""
+        spec = self.recipe.dataset(dataset)
+        for text in [*one_or_many(spec.path), *one_or_many(spec.test)]:
+            source = stage_of(text)
+            if source is not None and not self.is_done(source):
+                return source
+        return None
+
+    @staticmethod
+    def _after(stage: str) -> str:
+        return f"known after stage {stage}"
+
+
+def _described(dataset: PreparedDataset, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    from preceptor.data.chat import render_sample
+
+    return {
+        "rows": len(dataset.train),
+        "tokens": sum(len(row) for row in dataset.train),
+        "targets": sum(row.target_count for row in dataset.train),
+        "holdout": len(dataset.holdout),
+        "test": len(dataset.test),
+        "dropped": dict(dataset.dropped),
+        "sample": render_sample(dataset.train[0], tokenizer) if dataset.train else None,
+    }
+
+
+def render(result: dict[str, Any]) -> str:
+    """The plan as text for a terminal."""
+    lines = [f"{result['name']} -> {result['directory']}, seed {result['seed']}"]
+    for name, stage in result["stages"].items():
+        reads = f", reads {', '.join(stage['reads'])}" if stage["reads"] else ""
+        lines += ["", f"{name}: {stage['kind']}{reads}{' (done)' if stage['done'] else ''}"]
+        for key, model in stage["models"].items():
+            parts = [str(model[part]) for part in ("path", "architecture", "dtype") if model.get(part)]
+            lines.append(f"  {key}: {', '.join([*parts, _amount(model['parameters'], 'parameters')])}")
+        for dataset, data in stage.get("data", {}).items():
+            lines += _dataset_lines(dataset, data)
+        if "rows_per_epoch" in stage:
+            steps = (
+                f", {stage['steps_per_epoch']:,} steps of {stage['rows_per_step']}"
+                if "epoch" in stage
+                else ""
+            )
+            lines.append(f"  an epoch: {_amount(stage['rows_per_epoch'], 'rows')}{steps}")
+        for dataset, share in stage.get("epoch", {}).items():
+            lines.append(
+                f"    {dataset}: " + ", ".join(_amount(count, what) for what, count in share.items())
+            )
+    return "\n".join(lines)
+
+
+def _dataset_lines(name: str, data: Any) -> list[str]:
+    if isinstance(data, str):
+        return [f"  {name}: {data}"]
+    counts = ", ".join(_amount(data[what], what) for what in ("rows", "tokens", "targets"))
+    kept = "".join(f", {data[what]:,} {what}" for what in ("holdout", "test") if data[what])
+    dropped = "".join(f"; dropped {count:,}: {reason}" for reason, count in data["dropped"].items())
+    sample = data["sample"] or "no row"
+    return [f"  {name}: {counts}{kept}{dropped}", "    " + _short(sample).replace("\n", "\n    ")]
+
+
+def _short(sample: str, limit: int = 1200) -> str:
+    if len(sample) <= limit:
+        return sample
+    return f"{sample[: limit // 2]} … {sample[-limit // 2 :]}"
+
+
+def _amount(value: Any, what: str) -> str:
+    return f"{value:,} {what}" if isinstance(value, int | float) else str(value)

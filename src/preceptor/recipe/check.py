@@ -1,0 +1,216 @@
+"""The rules that hold between the parts of a recipe: names, references, routes, variables in paths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from preceptor.errors import InputError, did_you_mean
+from preceptor.recipe.base import NAME, NAME_RULE, one_or_many, stage_of
+from preceptor.recipe.data import DatasetSpec, OverlapSpec
+from preceptor.recipe.paths import expand
+from preceptor.recipe.stages import (
+    OWNED_TRAINING_KEYS,
+    DistillStage,
+    GenerateStage,
+    InitStage,
+    SftStage,
+    Stage,
+    datasets_of,
+    models_of,
+)
+from preceptor.recipe.yaml_text import KeyPath
+
+Problem = tuple[KeyPath, str]
+RESERVED_NAMES = ("recipe.yaml",)
+
+
+def check(
+    datasets: Mapping[str, DatasetSpec | None],
+    stages: Mapping[str, Stage | None],
+    overlap: OverlapSpec | None,
+) -> Iterator[Problem]:
+    """Yields where and how the parts contradict each other; None stands for a part that is itself invalid.
+
+    Each problem is a key path and the rest of the sentence.
+    """
+    for section, parts in (("data", datasets), ("stages", stages)):
+        for name in parts:
+            if not NAME.fullmatch(name) or name in RESERVED_NAMES:
+                yield (section, name), f"is not a usable name; write {NAME_RULE}"
+    if overlap is not None and overlap.drop_from not in datasets:
+        yield ("overlap", "drop_from"), _unknown(overlap.drop_from, datasets, "dataset")
+    for name, dataset in datasets.items():
+        if dataset is not None:
+            yield from _check_dataset(("data", name), dataset, stages)
+    for name, stage in stages.items():
+        if stage is not None:
+            yield from _check_stage(name, stage, datasets, stages)
+
+
+def _check_dataset(
+    path: KeyPath, dataset: DatasetSpec, stages: Mapping[str, Stage | None]
+) -> Iterator[Problem]:
+    for key, value in (("path", dataset.path), ("test", dataset.test)):
+        for text in one_or_many(value):
+            source = stage_of(text)
+            if source is None:
+                yield from _check_variables((*path, key), text)
+            else:
+                yield from _check_source((*path, key), text, source, stages, "rows", None)
+
+
+def _check_stage(
+    name: str,
+    stage: Stage,
+    datasets: Mapping[str, DatasetSpec | None],
+    stages: Mapping[str, Stage | None],
+) -> Iterator[Problem]:
+    path: KeyPath = ("stages", name)
+    for key, model in models_of(stage).items():
+        yield from _check_reference((*path, key), model.path, stages, "a model", name)
+        if model.adapter is not None:
+            yield from _check_reference((*path, key, "adapter"), model.adapter, stages, "an adapter", name)
+            if _lora_of(model.path, stages):
+                yield (
+                    (*path, key),
+                    (
+                        f"has an adapter on {model.path!r}, which is an adapter itself; "
+                        "take a stage without lora, or leave `adapter` out"
+                    ),
+                )
+    for key, names in datasets_of(stage).items():
+        for used in names:
+            yield from _check_used_dataset((*path, *key.split(".")), used, name, datasets, stages)
+    if isinstance(stage, InitStage) and stage.chat_template not in (None, "default"):
+        yield from _check_variables((*path, "chat_template"), str(stage.chat_template))
+    if isinstance(stage, SftStage | DistillStage):
+        yield from _check_training(path, stage, stages)
+    if isinstance(stage, GenerateStage) and isinstance(stage.prompts, str):
+        source = datasets.get(stage.prompts)
+        if source is not None and source.targets == "all":
+            yield (
+                (*path, "prompts"),
+                (
+                    f"names {stage.prompts!r}, whose `targets: all` says that its rows have no prompts; "
+                    "name a dataset of conversations, or leave `prompts` out"
+                ),
+            )
+
+
+def _check_training(
+    path: KeyPath, stage: SftStage | DistillStage, stages: Mapping[str, Stage | None]
+) -> Iterator[Problem]:
+    for key in stage.training:
+        if key in OWNED_TRAINING_KEYS:
+            yield (*path, "training", key), f"is a key preceptor sets itself; {OWNED_TRAINING_KEYS[key]}"
+    for index, term in enumerate(stage.objective):
+        for route in term.routes or ():
+            if route not in stage.dataset_names:
+                yield (
+                    (*path, "objective", index, "routes"),
+                    _unknown(route, stage.dataset_names, "dataset of this stage"),
+                )
+    key = "model" if isinstance(stage, SftStage) else "student"
+    student = models_of(stage)[key]
+    if student.quantization is not None and stage.lora is None:
+        yield (
+            (*path, key, "quantization"),
+            (
+                "needs `lora`: quantised weights cannot be trained themselves; add lora: {r: 16} to "
+                "the stage, or remove quantization"
+            ),
+        )
+    if stage.lora is not None and (student.adapter is not None or _lora_of(student.path, stages)):
+        yield (
+            (*path, key),
+            (
+                "is an adapter already and the stage trains another with lora; remove `lora` (the adapter "
+                "is then merged and the whole model trained), or train on the base model"
+            ),
+        )
+
+
+def _check_used_dataset(
+    path: KeyPath,
+    used: str,
+    reader: str,
+    datasets: Mapping[str, DatasetSpec | None],
+    stages: Mapping[str, Stage | None],
+) -> Iterator[Problem]:
+    source = stage_of(used)
+    if source is not None:
+        yield from _check_source(path, used, source, stages, "rows", reader)
+        return
+    if used not in datasets:
+        yield path, _unknown(used, datasets, "dataset")
+        return
+    dataset = datasets[used]
+    for text in [] if dataset is None else [*one_or_many(dataset.path), *one_or_many(dataset.test)]:
+        source = stage_of(text)
+        if source in stages:  # an unknown one is reported at the dataset
+            yield from _check_order(path, f"{used!r}, which is {text!r}", source, stages, reader)
+
+
+def _check_reference(
+    path: KeyPath, text: str, stages: Mapping[str, Stage | None], want: str, reader: str
+) -> Iterator[Problem]:
+    source = stage_of(text)
+    if source is None:
+        yield from _check_variables(path, text)
+    else:
+        yield from _check_source(path, text, source, stages, want, reader)
+
+
+def _check_source(
+    path: KeyPath, text: str, source: str, stages: Mapping[str, Stage | None], want: str, reader: str | None
+) -> Iterator[Problem]:
+    if source not in stages:
+        yield path, f"is {text!r}, but {_unknown(source, stages, 'stage').removeprefix('names ')}"
+        return
+    stage = stages[source]
+    if stage is not None:
+        gives = "rows" if isinstance(stage, GenerateStage) else "a model"
+        if isinstance(stage, SftStage | DistillStage) and stage.lora is not None and want == "an adapter":
+            gives = "an adapter"
+        if gives != want:
+            yield (
+                path,
+                f"is {text!r}, of kind {stage.kind}, which gives {gives}; name a stage that gives {want}",
+            )
+            return
+    if reader is not None:
+        yield from _check_order(path, repr(text), source, stages, reader)
+
+
+def _check_order(
+    path: KeyPath, what: str, source: str | None, stages: Mapping[str, Any], reader: str
+) -> Iterator[Problem]:
+    order = list(stages)
+    if source == reader:
+        yield path, f"is {what}: the stage would read its own result; name an earlier stage"
+    elif source is not None and order.index(source) > order.index(reader):
+        yield (
+            path,
+            (
+                f"is {what}, but {source} comes after {reader}, and a stage reads earlier ones only (so "
+                f"that no circle can arise); move {source} above {reader}"
+            ),
+        )
+
+
+def _check_variables(path: KeyPath, text: str) -> Iterator[Problem]:
+    try:
+        expand(text)
+    except InputError as error:
+        yield path, f"is {error}"
+
+
+def _lora_of(text: str, stages: Mapping[str, Stage | None]) -> bool:
+    stage = stages.get(stage_of(text) or "")
+    return isinstance(stage, SftStage | DistillStage) and stage.lora is not None
+
+
+def _unknown(name: str, options: Mapping[str, Any] | list[str], what: str) -> str:
+    known = ", ".join(options) or "none"
+    return f"names {name!r}, which is no {what}{did_you_mean(name, options)}; there is {known}"

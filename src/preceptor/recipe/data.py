@@ -1,0 +1,48 @@
+"""Specs of datasets: where rows come from and which of them count."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from preceptor.recipe.base import Name, Spec, Text, TextOrList, Whole0, Whole2, choice
+
+FORMATS = ("jsonl", "json", "csv", "parquet", "text", "hub")
+Format = Literal["jsonl", "json", "csv", "parquet", "text", "hub"]
+
+
+class DatasetSpec(Spec):
+    """One entry of `data:`."""
+
+    path: TextOrList
+    """A file, a list of files, a Hub id, or `stage:NAME` of a `generate` stage."""
+    split: Text = "train"
+    """Split of a Hub dataset."""
+    revision: Text | None = None
+    """Branch, tag or commit of a Hub dataset."""
+    format: Annotated[Format, choice(*FORMATS)] | None = None
+    """Format of the files; None detects it from the name."""
+    columns: dict[str, str] | None = None
+    """Our column name -> the name the files use, where detection does not find it."""
+    holdout: Whole0 = 0
+    """Rows kept out of training for evaluation: those with the smallest sha256 of seed and prompt."""
+    test: TextOrList | None = None
+    """Separate evaluation rows."""
+    where: dict[str, Any] = Field(default_factory=dict)
+    """Keep only rows whose column equals the value (or one of a list of values)."""
+    role: Annotated[Literal["domain", "general"], choice("domain", "general")] | None = None
+    """What reports and stage 2 take the dataset for."""
+    max_length: Whole2 | None = None
+    """Tokens per row after templating, where it differs from the stage's."""
+    targets: Annotated[Literal["assistant", "all"], choice("assistant", "all")] | None = None
+    """Which tokens are targets; None means `assistant`, or `all` for plain text rows."""
+    allow_drops: bool = False
+    """Accept a dataset that loses more than half of its rows; otherwise that is an error."""
+
+
+class OverlapSpec(Spec):
+    """What to do when one prompt occurs in two datasets of the recipe; without it that is an error."""
+
+    drop_from: Name
+    """The dataset that loses its copies."""

@@ -1,0 +1,145 @@
+"""One sentence for each mistake: where in the file, what was given, what is accepted, how to mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+from preceptor.errors import accepted, did_you_mean, shown
+from preceptor.recipe.objective import AttentionSpec, LogitsSpec, NextTokenSpec
+from preceptor.recipe.overrides import Applied
+from preceptor.recipe.stages import KINDS
+from preceptor.recipe.yaml_text import KeyPath, Lines
+
+_TERMS: dict[str, type[BaseModel]] = {
+    "next_token": NextTokenSpec,
+    "logits": LogitsSpec,
+    "attention": AttentionSpec,
+}
+_TYPES = {
+    "bool_type": "true or false",
+    "string_type": "text",
+    "dict_type": "a mapping of keys to values",
+    "list_type": "a list",
+    "model_type": "a mapping of keys to values",
+    "model_attributes_type": "a mapping of keys to values",
+    "mapping_type": "a mapping of keys to values",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a recipe's values came from: the file, the line of each key, the overrides set on top."""
+
+    name: str
+    lines: Lines = field(default_factory=dict)
+    applied: Applied = field(default_factory=dict)
+
+    def sentence(self, path: KeyPath, what: str) -> str:
+        """`what` is wrong at `path`, named with its file and line, or with the override that set it."""
+        dotted = ".".join(map(str, path)) or "the recipe"
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.applied:
+                return f"override {self.applied[path[:length]]!r}: {dotted} {what}"
+        for length in range(len(path), -1, -1):
+            if path[:length] in self.lines:
+                return f"{self.name}:{self.lines[path[:length]]}: {dotted} {what}"
+        return f"{self.name}: {dotted} {what}"
+
+
+def sentence_for(error: ErrorDetails, raw: Any, root: type[BaseModel], source: Source) -> str:
+    """The sentence for one pydantic error about the value `raw` of a recipe."""
+    path = _path_in_file(error["loc"], raw)
+    given = error["input"]
+    kind = error["type"]
+    context = error.get("ctx", {})
+    if kind == "missing":
+        if isinstance(given, Mapping) and path and path[-1] in given:  # e.g. `data: {shop: }` reads as null
+            return source.sentence(path, "is empty; write its value")
+        return source.sentence(path, "is missing; add it")
+    if kind == "extra_forbidden":
+        parent = path[:-1]
+        keys = _keys_of(parent, raw, root)
+        hint = did_you_mean(path[-1], keys)
+        return source.sentence(path, f"is not a key that exists here{hint}; accepted are {accepted(keys)}")
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        kinds = list(_TERMS if "objective" in path else KINDS)
+        if kind == "union_tag_not_found" or not isinstance(given, Mapping):
+            what = f"is {shown(given)}; write a mapping with kind: {accepted(kinds)}"
+            if isinstance(given, Mapping):
+                what = f"has no kind; add kind: {accepted(kinds)}"
+            return source.sentence(path, what)
+        tag = given.get("kind")
+        hint = did_you_mean(tag, kinds)
+        return source.sentence((*path, "kind"), f"is {shown(tag)}; write {accepted(kinds)}{hint}")
+    if kind == "broken_rule":
+        message = str(context["message"])
+        joined = message if message.startswith(("has ", "is ")) else f"is wrong: {message}"
+        return source.sentence(path, joined)
+    if kind == "wanted":
+        return source.sentence(path, f"is {_given(given)}; write {context['what']}")
+    if kind in _TYPES:
+        return source.sentence(path, f"is {_given(given)}; write {_TYPES[kind]}")
+    return source.sentence(path, f"is {_given(given)}; {error['msg']}")
+
+
+def _given(value: Any) -> str:
+    return "empty" if value is None else shown(value)
+
+
+def _path_in_file(loc: tuple[int | str, ...], raw: Any) -> KeyPath:
+    """The location pydantic gives, without tags of unions and keys that bare strings stand for."""
+    path: list[int | str] = []
+    here = raw
+    for index, step in enumerate(loc):
+        last = index == len(loc) - 1
+        if isinstance(here, dict):
+            if step == "[key]":
+                continue
+            if step in here:
+                here = here[step]
+            elif not last or here.get("kind") == step:  # the tag of a discriminated union
+                continue
+        elif isinstance(here, list) and isinstance(step, int) and step < len(here):
+            here = here[step]
+        else:
+            continue  # below a scalar: the key that a bare string stands for
+        path.append(step)
+    return tuple(path)
+
+
+def _keys_of(path: KeyPath, raw: Any, root: type[BaseModel]) -> list[str]:
+    """The keys accepted in the mapping at `path`."""
+    spec: type[BaseModel] | None = root
+    here = raw
+    for index, step in enumerate(path):
+        here = here[step]
+        if path[:1] == ("stages",) and index == 1:
+            spec = KINDS.get(str(here.get("kind"))) if isinstance(here, dict) else None
+        elif len(path) > 2 and path[2] == "objective" and index == 3:
+            spec = _TERMS.get(str(here.get("kind"))) if isinstance(here, dict) else None
+        elif spec is not None and isinstance(step, str) and index != 0:
+            spec = _spec_in(spec, step)
+        elif index == 0 and path[0] == "overlap":
+            spec = _spec_in(root, "overlap")
+        if path[:1] == ("data",) and index == 1:
+            from preceptor.recipe.data import DatasetSpec
+
+            spec = DatasetSpec
+    return [] if spec is None else [info.alias or name for name, info in spec.model_fields.items()]
+
+
+def _spec_in(spec: type[BaseModel], key: str) -> type[BaseModel] | None:
+    """The spec class inside a field's annotation (such as `LoraSpec | None`), if there is one."""
+    info = spec.model_fields.get(key)
+    pending: list[Any] = [] if info is None else [info.annotation]
+    while pending:
+        annotation = pending.pop()
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            return annotation
+        pending.extend(getattr(annotation, "__args__", ()))
+    return None

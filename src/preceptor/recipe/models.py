@@ -1,0 +1,59 @@
+"""Specs of models and of the low-rank adapters trained on them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, PlainValidator
+
+from preceptor.recipe.base import Names, Spec, Text, Whole1, choice, real, text_means, wanted
+
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+
+
+def _device_map(value: Any) -> str | dict[str, Any] | None:
+    if value is None or isinstance(value, str | dict):
+        return value
+    raise wanted("a word such as auto, or a mapping from module names to devices")
+
+
+class ModelSpec(Spec):
+    """A model: a folder, a Hub id or `stage:NAME`. In a recipe a bare string stands for its `path`."""
+
+    path: Text
+    revision: Text | None = None
+    """Branch, tag or commit of a Hub model."""
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16", "float64"], choice(*DTYPES)] | None = (
+        None
+    )
+    """Parameters' type in memory; None is float32 for students and the checkpoint's for teachers."""
+    quantization: dict[str, Any] | None = None
+    """Keys of the transformers quantisation config, with `quant_method`."""
+    adapter: Text | None = None
+    """A PEFT adapter on top: a folder, a Hub id or `stage:NAME` of a stage with `lora`."""
+    device_map: Annotated[str | dict[str, Any] | None, PlainValidator(_device_map)] = None
+    trust_remote_code: bool = False
+    """Runs Python that comes with the model; off unless written here."""
+
+
+Model = Annotated[ModelSpec, BeforeValidator(text_means("path"))]
+
+
+def _target_modules(value: Any) -> str | list[str]:
+    if value == "all-linear" or (
+        isinstance(value, list) and value and all(isinstance(v, str) for v in value)
+    ):
+        return value  # type: ignore[no-any-return]
+    raise wanted("all-linear or a list of module names")
+
+
+class LoraSpec(Spec):
+    """Low-rank adaptation (arXiv 2106.09685): W + alpha/r · B·A, with A of r rows."""
+
+    r: Whole1 = 16
+    alpha: Whole1 | None = None
+    """None is 2·r."""
+    dropout: Annotated[float, real(0.0, 1.0, below=True)] = 0.0
+    target_modules: Annotated[str | list[str], PlainValidator(_target_modules)] = "all-linear"
+    modules_to_save: Names | None = None
+    """Modules trained whole beside the adapter (embeddings, head)."""

@@ -1,0 +1,73 @@
+"""The recipe as a whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, PrivateAttr
+
+from preceptor.recipe.base import Name, Spec, Text, Whole0, one_or_many, stage_of
+from preceptor.recipe.data import DatasetSpec, OverlapSpec
+from preceptor.recipe.stages import Stage, datasets_of, models_of
+
+
+class Recipe(Spec):
+    """A validated recipe. Made by `load_recipe` (from a file) or `parse_recipe` (from a mapping)."""
+
+    name: Name
+    """Name of the run: results go to `runs_dir/name`."""
+    seed: Whole0 = 43
+    """The one seed of the run."""
+    runs_dir: Text = "runs"
+    """Folder of all runs, relative to the working directory."""
+    data: dict[str, DatasetSpec] = Field(default_factory=dict)
+    stages: dict[str, Stage] = Field(min_length=1)
+    """Stages in the order in which they run."""
+    overlap: OverlapSpec | None = None
+
+    _folder: Path = PrivateAttr(default_factory=Path.cwd)
+    _source: str = PrivateAttr(default="recipe")
+    _raw: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _overrides: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def folder(self) -> Path:
+        """Absolute folder of the recipe file, where relative paths are looked for first."""
+        return self._folder
+
+    @property
+    def source(self) -> str:
+        """The recipe's file as the user named it."""
+        return self._source
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """The `key=value` texts that were applied to the file."""
+        return self._overrides
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """What the file says with the overrides applied, without defaults filled in."""
+        return self._raw
+
+    def dataset(self, name: str) -> DatasetSpec:
+        """The dataset of that name; `stage:NAME` is the rows that a stage wrote, with every default."""
+        return DatasetSpec(path=name) if stage_of(name) else self.data[name]
+
+    def stage_datasets(self, name: str) -> list[str]:
+        """The datasets a stage reads, without repetition."""
+        return list(
+            dict.fromkeys(used for names in datasets_of(self.stages[name]).values() for used in names)
+        )
+
+    def stage_reads(self, name: str) -> list[str]:
+        """The earlier stages whose results a stage reads directly, in the recipe's order."""
+        texts = [
+            text for model in models_of(self.stages[name]).values() for text in (model.path, model.adapter)
+        ]
+        for used in self.stage_datasets(name):
+            dataset = self.dataset(used)
+            texts += [*one_or_many(dataset.path), *one_or_many(dataset.test)]
+        read = {stage_of(text) for text in texts if text is not None}
+        return [stage for stage in self.stages if stage in read]

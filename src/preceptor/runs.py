@@ -1,0 +1,301 @@
+"""Runs the stages of a recipe, keeps what is done, and goes on where it was stopped.
+
+    runs_dir/NAME/recipe.yaml         the recipe as last run, overrides applied
+    runs_dir/NAME/STAGE/started.json  what the stage was started with
+    runs_dir/NAME/STAGE/stage.json    written last, by rename: the only sign that the stage is complete
+
+(The module is `runs` because `preceptor.run` is the public function, and importing a submodule of that name
+would replace it.)
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from preceptor import __version__
+from preceptor.errors import InputError, InputErrors, RunFailed, did_you_mean
+from preceptor.files import json_text, move_aside, write_atomic
+from preceptor.identity import Hashes, differences, stage_identities
+from preceptor.lock import RunLock
+from preceptor.recipe import InitStage, ModelSpec, Recipe, TrainingStage, models_of
+from preceptor.recipe.base import stage_of
+from preceptor.stages import check_of, executor_of, model_check
+from preceptor.stages.context import StageContext, run_directory
+
+Log = Callable[[str], None]
+
+STAGE_FILE = "stage.json"
+STARTED_FILE = "started.json"
+_LEFTOVERS = {STARTED_FILE, "error.txt"}  # files that a stage can have without having got anywhere
+
+
+def run(
+    recipe: Recipe,
+    *,
+    only: str | None = None,
+    redo: str | Sequence[str] | None = None,
+    log: Log = print,
+) -> dict[str, Any]:
+    """Runs what is not yet done, in the recipe's order.
+
+    `only` names the one stage to run (those it reads must be done); `redo` names stages to run again
+    although they are done, whose old directories are moved aside to `STAGE.1`, `STAGE.2`, ….
+
+    Returns `{"name", "directory", "stages": {name: {"status": "done" | "kept", "seconds", **results}}}`.
+
+    Raises InputError, before anything is written, for names and paths that do not exist, a run directory
+    that is in use or cannot be written, and finished or begun stages whose recipe, data or models have
+    changed since; and RunFailed, with what to do next, when a stage fails.
+    """
+    again = [redo] if isinstance(redo, str) else list(redo or ())
+    selected = _selected(recipe, only, again)
+    directory = run_directory(recipe)
+    hashes = Hashes(directory / ".hashes.json")
+    documents = stage_identities(recipe, selected, hashes)
+    with RunLock(directory):
+        states = {name: _state(directory / name, documents[name]) for name in documents}
+        _refuse(recipe, directory, states, selected, again)
+        todo = [name for name in selected if states[name].result is None or name in again]
+        _check_ahead(recipe, directory, todo)
+        hashes.save()
+        _write_recipe(recipe, directory)
+        results: dict[str, Any] = {}
+        for name in selected:
+            kept = states[name].result
+            if kept is not None and name not in again:
+                log(f"{name}: done before ({kept['finished']}), kept")
+                results[name] = {**kept["results"], "status": "kept", "seconds": kept["seconds"]}
+                continue
+            if name in again and (directory / name).exists():
+                log(f"{name}: the old result is now in {move_aside(directory / name)}")
+            done = _execute(recipe, name, directory, documents[name], log)
+            results[name] = {**done["results"], "status": "done", "seconds": done["seconds"]}
+    return {"name": recipe.name, "directory": str(directory), "stages": results}
+
+
+class _State:
+    """What is found in a stage's directory."""
+
+    def __init__(self, result: dict[str, Any] | None, changed: list[str], foreign: bool = False) -> None:
+        self.result = result  # stage.json of a finished stage
+        self.changed = changed  # what differs from the recipe, for a finished or begun stage
+        self.foreign = foreign  # files of unknown origin
+
+
+def _state(directory: Path, document: dict[str, Any]) -> _State:
+    if not directory.exists():
+        return _State(None, [])
+    if (directory / STAGE_FILE).exists():
+        result = _read(directory / STAGE_FILE)
+        return _State(result, _changes(result, document))
+    if all(file.name in _LEFTOVERS for file in directory.iterdir()):
+        return _State(None, [])
+    if not (directory / STARTED_FILE).exists():
+        return _State(None, [], foreign=True)
+    return _State(None, _changes(_read(directory / STARTED_FILE), document))
+
+
+def _changes(old: dict[str, Any], document: dict[str, Any]) -> list[str]:
+    if old["identity"] == document["identity"]:
+        return []
+    return differences(old, document) or ["its identity differs"]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if {"identity", "spec", "seed", "inputs"} <= value.keys():
+            return dict(value)
+    except (OSError, ValueError, AttributeError):
+        pass
+    raise InputError(
+        f"{path}: is not a readable record of a stage; move the folder {path.parent} away and run again"
+    )
+
+
+def _selected(recipe: Recipe, only: str | None, again: Sequence[str]) -> list[str]:
+    errors = [
+        f"--{option} {name}: {recipe.source} has no stage of that name{did_you_mean(name, recipe.stages)}; "
+        f"it has {', '.join(recipe.stages)}"
+        for option, names in (("only", [only] if only is not None else []), ("redo", again))
+        for name in names
+        if name not in recipe.stages
+    ]
+    if not errors and only is not None:
+        errors = [
+            f"--redo {name}: is not run with --only {only}; leave one of them out"
+            for name in again
+            if name != only
+        ]
+    if errors:
+        raise InputErrors(errors)
+    return list(recipe.stages) if only is None else [only]
+
+
+def _refuse(
+    recipe: Recipe, directory: Path, states: dict[str, _State], selected: Sequence[str], again: Sequence[str]
+) -> None:
+    """Raises InputErrors for stages that are in the way, or that others need and that are not there."""
+    errors = []
+    changed = [
+        name for name, state in states.items() if (state.changed or state.foreign) and name not in again
+    ]
+    redo = " ".join(f"--redo {name}" for name in [*again, *changed])
+    for name in changed:
+        if states[name].foreign:
+            what = f"holds files but no {STARTED_FILE}, so they are of no run"
+        else:
+            how = "finished" if states[name].result else "begun"
+            more = states[name].changed
+            listed = "; ".join(more[:5]) + (f"; and {len(more) - 5} more" if len(more) > 5 else "")
+            what = f"was {how} with another recipe or other data ({listed})"
+        errors.append(
+            f"{directory / name}: {what}; undo the change, or run again with {redo}, "
+            "which moves the old result aside"
+        )
+    for name in selected:
+        for source in recipe.stage_reads(name):
+            if source not in selected and states[source].result is None:
+                errors.append(
+                    f"--only {name}: reads stage {source}, which is not done; run --only {source} first"
+                )
+    if errors:
+        raise InputErrors(errors)
+
+
+def _check_ahead(recipe: Recipe, directory: Path, names: Sequence[str]) -> None:
+    """Checks the `training:` blocks and the model files of all stages before the first one starts."""
+    errors: list[str] = []
+    seen: list[ModelSpec] = []
+    for name in names:
+        stage = recipe.stages[name]
+        where = f"{recipe.source}: stages.{name}"
+        check = check_of(stage.kind)
+        if check is not None and isinstance(stage, TrainingStage) and stage.training:
+            errors += _found(f"{where}.training", check, stage.training)
+        context = StageContext(recipe, name, directory / name, recipe.seed, print)
+        for key, model in models_of(stage).items():
+            if isinstance(stage, InitStage) or stage_of(model.path):
+                continue  # a tokenizer alone, or a model that is yet to be made
+            unmade = model.adapter is not None and stage_of(model.adapter)
+            spec = context.resolve_model(model.model_copy(update={"adapter": None}) if unmade else model)
+            if spec not in seen:
+                seen.append(spec)
+                errors += _found(f"{where}.{key}", model_check(), spec)
+    if errors:
+        raise InputErrors(errors)
+
+
+def _found(where: str, check: Callable[[Any], object], value: Any) -> list[str]:
+    """The sentences with which `check` refuses `value`."""
+    try:
+        check(value)
+    except InputErrors as error:
+        return [f"{where}: {sentence}" for sentence in error.errors]
+    except InputError as error:
+        return [f"{where}: {error}"]
+    return []
+
+
+def _write_recipe(recipe: Recipe, directory: Path) -> None:
+    text = yaml.safe_dump(recipe.written, sort_keys=False, allow_unicode=True)
+    note = f"# From {recipe.source}, overrides applied; relative paths start in {recipe.folder}.\n"
+    write_atomic(directory / "recipe.yaml", note + text)
+
+
+def _execute(
+    recipe: Recipe, name: str, directory: Path, document: dict[str, Any], log: Log
+) -> dict[str, Any]:
+    """Runs one stage and writes its stage.json, whose content it returns."""
+    target = directory / name
+    resumed = target.exists() and any(file.name not in _LEFTOVERS for file in target.iterdir())
+    target.mkdir(exist_ok=True)
+    (target / "error.txt").unlink(missing_ok=True)
+    write_atomic(target / STARTED_FILE, json_text({"format": 1, "stage": name, **document}))
+    spec = recipe.stages[name]
+    log(f"{name}: {spec.kind}, {'going on' if resumed else 'started'} in {target}")
+    context = StageContext(
+        recipe=recipe, name=name, directory=target, seed=recipe.seed, log=lambda s: log(f"{name}: {s}")
+    )
+    started, clock = _now(), time.monotonic()
+    try:
+        results = executor_of(spec.kind)(spec, context)
+    except InputError:
+        if not resumed:  # wrong input leaves nothing behind
+            shutil.rmtree(target)
+        raise
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stage {name} was interrupted; what is finished is kept, and "
+            f"`{resume_command(recipe)}` goes on from there"
+        ) from None
+    except Exception as error:
+        write_atomic(target / "error.txt", traceback.format_exc())
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise RunFailed(
+            f"stage {name} failed: {cause[:500]}; what is finished is kept, and once the cause is mended "
+            f"`{resume_command(recipe)}` goes on from there (traceback: {target / 'error.txt'})"
+        ) from error
+    record = {
+        "format": 1,
+        "stage": name,
+        "kind": spec.kind,
+        **document,
+        "results": results,
+        "started": started,
+        "finished": _now(),
+        "seconds": round(time.monotonic() - clock, 3),
+        "versions": _versions(),
+        "hardware": _hardware(),
+    }
+    text = json_text(record)
+    write_atomic(target / STAGE_FILE, text)
+    log(f"{name}: done in {record['seconds']:.1f} s")
+    return dict(json.loads(text))
+
+
+def resume_command(recipe: Recipe) -> str:
+    """The command line that runs this recipe again."""
+    return shlex.join(["preceptor", "run", recipe.source, *recipe.overrides])
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {"python": platform.python_version(), "preceptor": __version__}
+    for package in ("torch", "transformers", "accelerate", "peft", "tokenizers"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def _hardware() -> dict[str, Any]:
+    hardware: dict[str, Any] = {
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "accelerators": [],
+    }
+    torch = sys.modules.get("torch")  # asked only where a stage has loaded it anyway
+    if torch is not None and torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        hardware["accelerators"] = [torch.cuda.get_device_name(index) for index in range(count)]
+    return hardware

@@ -1,0 +1,56 @@
+"""One module per kind of stage, imported when a stage of that kind runs.
+
+An executor is `execute(spec, context) -> results`: it writes into `context.directory` and returns what
+`stage.json` should record (JSON values). It finds an unfinished directory as it was left, and resumes from
+it. A check is `check_training(training)`: it raises InputError for keys or values that the stage would
+refuse later.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from preceptor.stages.context import StageContext
+
+Executor = Callable[[Any, StageContext], dict[str, Any]]
+Check = Callable[[dict[str, Any]], None]
+
+EXECUTORS: dict[str, str | Executor] = {
+    "init": "preceptor.stages.init:execute",
+    "sft": "preceptor.stages.train:execute",
+    "distill": "preceptor.stages.train:execute",
+    "generate": "preceptor.stages.generate:execute",
+}
+CHECKS: dict[str, str | Check] = {
+    "sft": "preceptor.stages.train:check_training",
+    "distill": "preceptor.stages.train:check_training",
+}
+# Takes a resolved ModelSpec; raises InputError for files that cannot be a model, without reading weights.
+MODEL_CHECK: dict[str, str | Callable[[Any], object]] = {"check": "preceptor.models.checkpoint:check_model"}
+
+
+def executor_of(kind: str) -> Executor:
+    """The function that runs stages of a kind; imports its module."""
+    executor: Executor = _imported(EXECUTORS[kind])
+    return executor
+
+
+def check_of(kind: str) -> Check | None:
+    """The function that checks the `training:` block of a kind, or None for kinds without one."""
+    check: Check | None = _imported(CHECKS[kind]) if kind in CHECKS else None
+    return check
+
+
+def model_check() -> Callable[[Any], object]:
+    """The function that checks the files of a model that is not made by a stage."""
+    check: Callable[[Any], object] = _imported(MODEL_CHECK["check"])
+    return check
+
+
+def _imported(entry: Any) -> Any:
+    if not isinstance(entry, str):
+        return entry
+    module, _, function = entry.partition(":")
+    return getattr(importlib.import_module(module), function)

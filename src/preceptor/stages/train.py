@@ -1,0 +1,322 @@
+"""The `sft` and `distill` stages: one implementation, since fine-tuning is distillation without a teacher."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainingArguments, set_seed
+
+from preceptor.checkpoints import last_checkpoint
+from preceptor.data.collator import Collator
+from preceptor.data.mixture import Mixture
+from preceptor.data.prepare import PreparedDataset, prepare_datasets
+from preceptor.data.template import choose_template
+from preceptor.errors import InputError, did_you_mean, shown
+from preceptor.files import json_text, write_atomic
+from preceptor.metrics import MetricsFile, PlainProgress
+from preceptor.models.card import render_card
+from preceptor.models.load import load_model, source_dtype
+from preceptor.models.save import save_model
+from preceptor.models.tokenizers import check_tokenizer_fits, load_tokenizer, same_tokenizer
+from preceptor.objective import Attention, Logits, NextToken, Objective, Term
+from preceptor.recipe import AttentionSpec, DistillStage, LogitsSpec, LoraSpec, ModelSpec, NextTokenSpec, SftStage
+from preceptor.recipe.base import stage_of
+from preceptor.stages.context import StageContext
+from preceptor.teachers import ModelTeacher
+from preceptor.trainer import DistillationTrainer
+
+# What differs from transformers' own defaults, and may be set in a recipe's `training:` block all the same.
+DEFAULTS = {"logging_steps": 10, "save_total_limit": 2, "disable_tqdm": True, "report_to": "none"}
+
+
+def check_training(training: dict[str, Any]) -> None:
+    """Raises InputError for keys that transformers.TrainingArguments does not know, and for values it refuses."""
+    known = TrainingArguments.__dataclass_fields__
+    for key in training:
+        if key not in known:
+            raise InputError(
+                f"training.{key}: is not a key of transformers.TrainingArguments{did_you_mean(key, known)}; remove it"
+            )
+    _arguments(training, Path("unused"), seed=0, accumulation=1)
+
+
+def _arguments(training: dict[str, Any], directory: Path, *, seed: int, accumulation: int) -> TrainingArguments:
+    owned = {
+        "output_dir": str(directory),
+        "seed": seed,
+        "data_seed": seed,
+        "gradient_accumulation_steps": accumulation,
+        "remove_unused_columns": False,
+    }
+    try:
+        return TrainingArguments(**{**DEFAULTS, **training, **owned})
+    except (ValueError, TypeError, ImportError) as error:
+        said = str(error).strip().split("\n")[0]
+        raise InputError(
+            f"training: transformers.TrainingArguments refuses {shown(training, 120)}: {said}; change that value"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Rows:
+    datasets: dict[str, PreparedDataset]
+
+    def held_out(self) -> dict[str, list[Any]]:
+        """Evaluation rows by the name they are reported under: DATASET (its holdout) and DATASET/test."""
+        parts: dict[str, list[Any]] = {}
+        for name, data in self.datasets.items():
+            parts |= {name: data.holdout} if data.holdout else {}
+            parts |= {f"{name}/test": data.test} if data.test else {}
+        return parts
+
+
+def execute(spec: SftStage | DistillStage, context: StageContext) -> dict[str, Any]:
+    """Train, measure the objective on held-out rows before and after, save model and card; return the results.
+
+    Raises:
+        InputError: whatever loading models and data refuses, before any training.
+    """
+    student_spec = context.resolve_model(spec.student if isinstance(spec, DistillStage) else spec.model)
+    teacher_spec = context.resolve_model(spec.teacher) if isinstance(spec, DistillStage) else None
+    tokenizer = _tokenizer(student_spec, teacher_spec, context)
+    rows = _Rows(_prepare(spec, tokenizer, context))
+    set_seed(context.seed)
+    student = load_model(student_spec, role="student")
+    check_tokenizer_fits(tokenizer, student)
+    dtype = source_dtype(student_spec)
+    if spec.lora is not None:
+        student = add_lora(student, spec.lora)
+    trainer = _trainer(spec, context, student, teacher_spec, tokenizer, rows)
+    before = _measured_before(trainer, rows, context)
+    checkpoint = last_checkpoint(context.directory / "checkpoints")
+    if checkpoint is not None:
+        context.log(f"{context.name}: resumes from {checkpoint.name}")
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    results = _results(trainer, rows, before)
+    context.log(f"{context.name}: {_sentence(results)}")
+    _save(spec, context, trainer, tokenizer, dtype, results)
+    return results
+
+
+# --- before training --------------------------------------------------------------------------------------------
+
+
+def _tokenizer(student: ModelSpec, teacher: ModelSpec | None, context: StageContext) -> PreTrainedTokenizerBase:
+    tokenizer = load_tokenizer(student, announce=context.log)
+    theirs = None
+    if teacher is not None:
+        theirs = load_tokenizer(teacher)
+        same_tokenizer(tokenizer, theirs)
+    source = choose_template(tokenizer, theirs)
+    if source != "student":
+        context.log(f"{context.name}: the student has no chat template; the {source} one is used and saved with it")
+    return tokenizer
+
+
+def _prepare(
+    spec: SftStage | DistillStage, tokenizer: PreTrainedTokenizerBase, context: StageContext
+) -> dict[str, PreparedDataset]:
+    """The stage's datasets, prompts compared among all datasets of the recipe that exist by now."""
+    names = spec.dataset_names
+    specs, generated = {}, set()
+    for name in dict.fromkeys([*names, *context.recipe.data]):
+        resolved = context.resolve_dataset(name)
+        path = context.recipe.dataset(name).path
+        if isinstance(path, str) and stage_of(path) is not None:
+            generated.add(name)
+            if name not in names and not Path(str(resolved.path)).exists():
+                continue
+        specs[name] = resolved
+    return prepare_datasets(
+        names,
+        specs,
+        tokenizer,
+        seed=context.seed,
+        max_length=spec.max_length,
+        overlap=context.recipe.overlap,
+        announce=context.log,
+        generated=generated,
+    )
+
+
+def add_lora(student: Any, lora: LoraSpec) -> Any:
+    """`student` with a fresh adapter (arXiv 2106.09685); the base is frozen.
+
+    Raises:
+        InputError: when PEFT refuses the target modules.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=2 * lora.r if lora.alpha is None else lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        modules_to_save=lora.modules_to_save,
+    )
+    try:
+        return get_peft_model(student, config)
+    except ValueError as error:
+        raise InputError(f"lora: PEFT refuses {shown(lora.target_modules)}: {str(error).splitlines()[0]}") from error
+
+
+def build_terms(spec: SftStage | DistillStage) -> list[Term]:
+    """The objective's terms as the recipe gives them."""
+    terms: list[Term] = []
+    for term in spec.objective:
+        common: dict[str, Any] = {"weight": term.weight, "routes": tuple(term.routes) if term.routes else None}
+        if isinstance(term, NextTokenSpec):
+            terms.append(NextToken(**common))
+        elif isinstance(term, LogitsSpec):
+            shape = {"divergence": term.divergence, "temperature": term.temperature}
+            terms.append(Logits(**common, **shape, beta=term.beta, alpha=term.alpha))
+        else:
+            assert isinstance(term, AttentionSpec)
+            shape = {"layers": term.layers, "heads": term.heads}
+            terms.append(Attention(**common, **shape, calibration_rows=term.calibration_rows))
+    return terms
+
+
+def _trainer(
+    spec: SftStage | DistillStage,
+    context: StageContext,
+    student: Any,
+    teacher_spec: ModelSpec | None,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: _Rows,
+) -> DistillationTrainer:
+    arguments = _arguments(spec.training, context.directory / "checkpoints", seed=context.seed, accumulation=1)
+    per_pass = arguments.per_device_train_batch_size * arguments.world_size
+    if spec.rows_per_step % per_pass:
+        raise InputError(
+            f"stages.{context.name}.rows_per_step: {spec.rows_per_step} rows are not a whole number of passes of "
+            f"{arguments.per_device_train_batch_size} rows on {arguments.world_size} processes; change rows_per_step "
+            "or training.per_device_train_batch_size"
+        )
+    arguments.gradient_accumulation_steps = spec.rows_per_step // per_pass
+    assert isinstance(tokenizer.pad_token_id, int)
+    mixture = Mixture(
+        {name: data.train for name, data in rows.datasets.items()},
+        shares=spec.shares,
+        by=spec.by,
+        rows=spec.rows,
+        seed=context.seed,
+        multiple_of=spec.rows_per_step,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    for name, summary in mixture.summary().items():
+        context.log(
+            f"{context.name}: {name} gives {summary.rows:,} rows, {summary.tokens:,} tokens, {summary.targets:,} "
+            "targets per epoch"
+        )
+    objective = Objective(build_terms(spec), route_names=mixture.names, vocabulary=len(tokenizer))
+    teacher = None
+    if teacher_spec is not None:
+        model = load_model(teacher_spec, role="teacher")
+        teacher = ModelTeacher(model if teacher_spec.device_map else model.to(arguments.device))
+    if getattr(arguments, "gradient_checkpointing", False) and spec.lora is not None:
+        student.enable_input_require_grads()  # reentrant checkpointing sees gradients only through its inputs
+    held_out = [row for data in rows.datasets.values() for row in data.holdout]
+    trainer = DistillationTrainer(
+        student.to(arguments.device),
+        arguments,
+        objective=objective,
+        teacher=teacher,
+        train_dataset=mixture,
+        eval_dataset=held_out or None,
+        data_collator=Collator(
+            tokenizer.pad_token_id, route_names=mixture.names, packing=spec.packing, max_length=spec.max_length
+        ),
+        calibration=[row for data in rows.datasets.values() for row in data.train[:64]],
+        processing_class=tokenizer,
+        callbacks=[
+            MetricsFile(context.directory / "metrics.jsonl"),
+            PlainProgress(lambda line: context.log(f"{context.name}: {line}"), objective.names),
+        ],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer
+
+
+# --- measuring --------------------------------------------------------------------------------------------------
+
+
+def _measure(trainer: DistillationTrainer, rows: _Rows) -> dict[str, dict[str, float]]:
+    return {
+        name: next(iter(trainer.measure(part).means().values()), {}) for name, part in rows.held_out().items() if part
+    }
+
+
+def _measured_before(trainer: DistillationTrainer, rows: _Rows, context: StageContext) -> dict[str, Any]:
+    """The objective on held-out rows before the first step; kept in a file, for a resumed run is past that point."""
+    path = context.directory / "before.json"
+    if path.exists():
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return kept
+    measured = _measure(trainer, rows)
+    write_atomic(path, json_text(measured))
+    return measured
+
+
+def _results(trainer: DistillationTrainer, rows: _Rows, before: dict[str, Any]) -> dict[str, Any]:
+    links = {
+        str(layer): {"teacher_layer": link.teacher_layer, "heads": None if link.heads is None else link.heads.tolist()}
+        for layer, link in trainer.objective.links.items()
+    }
+    logged = [line for line in trainer.state.log_history if "targets_per_second" in line]
+    return {
+        "steps": trainer.state.global_step,
+        "before": before,
+        "after": _measure(trainer, rows),
+        "data": {name: each.as_dict() for name, each in trainer.train_dataset.summary().items()},
+        "dropped": {name: data.dropped for name, data in rows.datasets.items() if data.dropped},
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "skipped_steps": int(sum(line["skipped_steps"] for line in logged)),
+        "peak_memory_mb": max((line["peak_memory_mb"] for line in logged), default=None),
+        **({"attention_map": links} if links else {}),
+    }
+
+
+def _sentence(results: dict[str, Any]) -> str:
+    changes = [
+        f"{term} on {name} {old:.4f} -> {results['after'][name][term]:.4f}"
+        for name, terms in results["before"].items()
+        for term, old in terms.items()
+        if term != "targets"
+    ]
+    return f"{results['steps']} steps" + (f", held out: {', '.join(changes)}" if changes else "")
+
+
+# --- saving -----------------------------------------------------------------------------------------------------
+
+
+def _save(
+    spec: SftStage | DistillStage,
+    context: StageContext,
+    trainer: DistillationTrainer,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+    results: dict[str, Any],
+) -> None:
+    card = render_card(
+        name=context.recipe.name,
+        stage=context.name,
+        kind=spec.kind,
+        student=(spec.student if isinstance(spec, DistillStage) else spec.model).path,
+        teacher=spec.teacher.path if isinstance(spec, DistillStage) else None,
+        data=spec.shares,
+        losses=[term.model_dump(exclude_none=True) for term in spec.objective],
+        training={**spec.training, "rows_per_step": spec.rows_per_step, "max_length": spec.max_length},
+        results={"before": results["before"], "after": results["after"]},
+        seed=context.seed,
+    )
+    folder = context.directory / ("model" if spec.lora is None else "adapter")
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    save_model(model, tokenizer, folder, dtype=dtype, card=card)
