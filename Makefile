@@ -6,7 +6,7 @@ PYTHON ?= python3
 TORCH_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 # Two one-thread test processes are faster on two cores than one two-thread process.
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest --color=no
@@ -25,8 +25,8 @@ help:
 
 # torch goes in first and alone: later installations then find it present and never fetch another build of it.
 $(VENV)/.base: pyproject.toml constraints.txt
-	@test -x $(BIN)/python || { echo "setting up $(VENV)"; $(PYTHON) -m venv $(VENV); }
-	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) $(TORCH_ARGS) torch
+	@test -x $(BIN)/python || { echo "setting up $(VENV), once; this takes a few minutes"; $(PYTHON) -m venv $(VENV); }
+	@$(PIP) $(TORCH_ARGS) torch
 	@$(PIP) hatchling editables
 	@$(PIP) --no-build-isolation -e .
 	@touch $@

@@ -103,3 +103,10 @@ def batch(
         target_mask=target_mask,
         routes=torch.tensor(routes if routes is not None else [0] * B),
     )
+
+
+def training_arguments(**settings: Any) -> Any:
+    """transformers.TrainingArguments, quietly."""
+    from transformers import TrainingArguments
+
+    return TrainingArguments(**settings)

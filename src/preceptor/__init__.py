@@ -10,23 +10,42 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from preceptor.objective.objective import Objective
+    from preceptor.data.collator import Collator
+    from preceptor.objective import Attention, Logits, NextToken, Objective
     from preceptor.recipe import load_recipe
     from preceptor.runs import run
-    from preceptor.teachers.model import ModelTeacher
+    from preceptor.signals import TokenBatch
+    from preceptor.teachers import ModelTeacher
     from preceptor.trainer import DistillationTrainer
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Attention": "preceptor.objective",
+    "Collator": "preceptor.data.collator",
     "DistillationTrainer": "preceptor.trainer",
-    "ModelTeacher": "preceptor.teachers.model",
-    "Objective": "preceptor.objective.objective",
+    "Logits": "preceptor.objective",
+    "ModelTeacher": "preceptor.teachers",
+    "NextToken": "preceptor.objective",
+    "Objective": "preceptor.objective",
+    "TokenBatch": "preceptor.signals",
     "load_recipe": "preceptor.recipe",
     "run": "preceptor.runs",
 }
 
-__all__ = ["DistillationTrainer", "ModelTeacher", "Objective", "__version__", "load_recipe", "run"]
+__all__ = [
+    "Attention",
+    "Collator",
+    "DistillationTrainer",
+    "Logits",
+    "ModelTeacher",
+    "NextToken",
+    "Objective",
+    "TokenBatch",
+    "__version__",
+    "load_recipe",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 from preceptor import __version__
 from preceptor.errors import InputError, InputErrors, RunFailed, accepted, did_you_mean
 from preceptor.files import json_text
-from preceptor.recipe import load_recipe
 
 _DESCRIPTION = """\
 preceptor distils a large instruct model into a small one, then teaches it a domain
@@ -116,14 +115,13 @@ def _run(arguments: list[str]) -> int:
     overrides = list(options.overrides)
     if options.out is not None:
         overrides.append("runs_dir=" + json_text(options.out))
-    recipe = load_recipe(options.recipe, overrides)
 
+    from preceptor.recipe import load_recipe
     from preceptor.runs import run
 
+    recipe = load_recipe(options.recipe, overrides)
     result = run(recipe, only=options.only, redo=options.redo, log=_progress)
-    lines = [
-        f"{name}  {stage['status']}  {stage['seconds']:.1f} s" for name, stage in result["stages"].items()
-    ]
+    lines = [f"{name}  {stage['status']}  {stage['seconds']:.1f} s" for name, stage in result["stages"].items()]
     _print(result, "\n".join([*lines, result["directory"]]), options.json)
     return 0
 
@@ -135,24 +133,21 @@ def _plan(arguments: list[str]) -> int:
         "preceptor plan recipe.yaml\n  preceptor plan recipe.yaml stages.kd.packing=true --json",
     )
     options = _parse(parser, arguments)
-    recipe = load_recipe(options.recipe, options.overrides)
 
     from preceptor.plan import plan, render
+    from preceptor.recipe import load_recipe
 
+    recipe = load_recipe(options.recipe, options.overrides)
     result = plan(recipe, log=_progress)
     _print(result, render(result), options.json)
     return 0
 
 
 def _demo(arguments: list[str]) -> int:
-    parser = _parser(
-        "demo", "The study at pocket size: a small model learns from a big one, on a CPU, in minutes.", ""
-    )
+    parser = _parser("demo", "The study at pocket size: a small model learns from a big one, on a CPU, in minutes.", "")
     parser.epilog = "examples:\n  preceptor demo\n  preceptor demo --full --seeds 5 --out study"
     parser.add_argument("--full", action="store_true", help="repeat over several seeds, with intervals")
-    parser.add_argument(
-        "--seeds", metavar="N", type=int, help="how many seeds (default: 1, or 5 with --full)"
-    )
+    parser.add_argument("--seeds", metavar="N", type=int, help="how many seeds (default: 1, or 5 with --full)")
     parser.add_argument("--out", metavar="DIR", default="demo", help="where to write (default: demo)")
     options = parser.parse_args(arguments)
     if options.seeds is not None and options.seeds < 1:
@@ -179,9 +174,7 @@ def _parse(parser: _Parser, arguments: list[str]) -> argparse.Namespace:
     """Parses a command whose overrides may stand before, between and after options."""
     options = parser.parse_intermixed_args(arguments)
     if options.recipe is None:
-        raise InputError(
-            f"{parser.prog}: no recipe is given; write {parser.prog} RECIPE with the path of a YAML file"
-        )
+        raise InputError(f"{parser.prog}: no recipe is given; write {parser.prog} RECIPE with the path of a YAML file")
     return options
 
 

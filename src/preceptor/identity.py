@@ -15,7 +15,7 @@ from typing import Any
 
 from preceptor.errors import InputError, InputErrors, shown
 from preceptor.files import json_text, sha256_file, sha256_json, write_atomic
-from preceptor.recipe import InitStage, ModelSpec, Recipe, datasets_of, expand, local_path, models_of
+from preceptor.recipe import InitStage, ModelSpec, Recipe, expand, local_path, models_of
 from preceptor.recipe.base import one_or_many, stage_of
 
 RESULTS_VERSION = 1
@@ -104,9 +104,7 @@ class Hashes:
             and not any(part.startswith(".") for part in file.relative_to(path).parts)
         ]
         if not files:
-            raise InputError(
-                f"{path}: is a folder without files to read; give the folder of a model or a data file"
-            )
+            raise InputError(f"{path}: is a folder without files to read; give the folder of a model or a data file")
         return {file.relative_to(path).as_posix(): self.file(file) for file in files}
 
     def save(self) -> None:
@@ -171,9 +169,7 @@ def _spec_document(recipe: Recipe, name: str) -> dict[str, Any]:
         if not training.get("load_best_model_at_end"):  # otherwise the saved steps decide which one is best
             ignored = (*ignored, "save_")
         spec["training"] = {
-            key: value
-            for key, value in training.items()
-            if key not in _IGNORED_KEYS and not key.startswith(ignored)
+            key: value for key, value in training.items() if key not in _IGNORED_KEYS and not key.startswith(ignored)
         }
     for key in models_of(stage):
         if isinstance(spec[key], dict):
@@ -201,10 +197,13 @@ class _Inputs:
         for key, model in models_of(stage).items():
             inputs[key] = self._model(f"stages.{self.name}.{key}", model)
         names = self.recipe.stage_datasets(self.name)
+        overlap = self.recipe.overlap
+        if overlap is not None and overlap.drop_from in names:
+            # Which rows it loses depends on all other datasets but generated ones, whose prompts are others'.
+            inputs["overlap"] = overlap.model_dump(mode="json")
+            names += [other for other in self.recipe.data if other not in names and not self._generated(other)]
         for used in names:
             inputs[f"data.{used}"] = self._dataset(used)
-        if datasets_of(stage) and self.recipe.overlap is not None:
-            inputs["overlap"] = self.recipe.overlap.model_dump(mode="json")
         if isinstance(stage, InitStage) and stage.chat_template not in (None, "default"):
             inputs["chat_template"] = self._content(
                 f"stages.{self.name}.chat_template", str(stage.chat_template), None, hub=None
@@ -222,16 +221,16 @@ class _Inputs:
         document = spec.model_dump(mode="json", exclude={"path", "test", "revision"})
         for key, value in (("path", spec.path), ("test", spec.test)):
             document[key] = [
-                self._content(
-                    f"data.{name}.{key}", text, spec.revision, hub="dataset", only_hub=spec.format == "hub"
-                )
+                self._content(f"data.{name}.{key}", text, spec.revision, hub="dataset", only_hub=spec.format == "hub")
                 for text in one_or_many(value)
             ]
         return document
 
-    def _content(
-        self, where: str, text: str, revision: str | None, *, hub: str | None, only_hub: bool = False
-    ) -> Any:
+    def _generated(self, name: str) -> bool:
+        path = self.recipe.dataset(name).path
+        return isinstance(path, str) and stage_of(path) is not None
+
+    def _content(self, where: str, text: str, revision: str | None, *, hub: str | None, only_hub: bool = False) -> Any:
         source = stage_of(text)
         if source is not None:
             return {"stage": self.known[source]["identity"]}
@@ -265,14 +264,10 @@ def hub_commit(name: str, revision: str | None, kind: str) -> str:
             return str(info.sha)
         problem = "the Hub gives no commit"
     except HFValidationError:
-        raise InputError(
-            f"{name!r} is neither a path here nor a Hub id; mend the path, or write owner/name"
-        ) from None
+        raise InputError(f"{name!r} is neither a path here nor a Hub id; mend the path, or write owner/name") from None
     except Exception as error:  # of a class that depends on the client's HTTP library
         problem = str(error).strip().split("\n")[0][:200] or type(error).__name__
-    cached = (
-        Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "refs" / (revision or "main")
-    )
+    cached = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "refs" / (revision or "main")
     if cached.is_file():
         return cached.read_text().strip()
     raise InputError(

@@ -26,6 +26,7 @@ class RunLock:
         self.directory = directory
         self._created: list[Path] = []
         self._handle = -1
+        self._made_lock = False
 
     def __enter__(self) -> RunLock:
         try:
@@ -43,6 +44,7 @@ class RunLock:
 
     def _acquire(self) -> None:
         path = self.directory / LOCK
+        self._made_lock = not path.exists()
         while True:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
@@ -66,10 +68,11 @@ class RunLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        os.ftruncate(self._handle, 0)
         if isinstance(error, InputError):
+            if self._made_lock and not any(self.directory.glob("*/stage.json")):
+                (self.directory / LOCK).unlink(missing_ok=True)
             self._remove_created()
-        else:
-            os.ftruncate(self._handle, 0)
         os.close(self._handle)
 
     def _remove_created(self) -> None:

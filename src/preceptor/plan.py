@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preceptor.recipe import (
-    DatasetSpec,
     InitStage,
     ModelSpec,
     Recipe,
-    TrainingStage,
     TrainTokenizerSpec,
     models_of,
 )
 from preceptor.recipe.base import one_or_many, stage_of
 from preceptor.recipe.stages import DistillStage, SftStage
-from preceptor.stages import check_of
+from preceptor.stages.ahead import check_ahead
 from preceptor.stages.context import StageContext, run_directory
 
 if TYPE_CHECKING:
@@ -40,6 +38,7 @@ def plan(recipe: Recipe, *, log: Log = print) -> dict[str, Any]:
     InputError for data and models that are not there or cannot be used, as a run would.
     """
     directory = run_directory(recipe)
+    check_ahead(recipe, list(recipe.stages), models=False)
     stages: dict[str, Any] = {}
     for name, stage in recipe.stages.items():
         planner = _Planner(recipe, name, directory, log)
@@ -48,14 +47,11 @@ def plan(recipe: Recipe, *, log: Log = print) -> dict[str, Any]:
             "done": planner.is_done(name),
             "reads": recipe.stage_reads(name),
             "spec": stage.model_dump(mode="json", by_alias=True),
-            "models": {
-                key: planner.model(model) for key, model in models_of(stage).items() if key != "tokenizer"
-            },
+            "models": {key: planner.model(model) for key, model in models_of(stage).items() if key != "tokenizer"},
         }
         if isinstance(stage, InitStage):
             entry["models"]["result"] = {"parameters": planner.init_parameters(stage)}
         if isinstance(stage, SftStage | DistillStage):
-            planner.check_training(stage)
             entry.update(planner.training(stage))
         stages[name] = entry
     return {"name": recipe.name, "directory": str(directory), "seed": recipe.seed, "stages": stages}
@@ -72,11 +68,6 @@ class _Planner:
     def is_done(self, stage: str) -> bool:
         return (self.directory / stage / "stage.json").exists()
 
-    def check_training(self, stage: TrainingStage) -> None:
-        check = check_of(self.recipe.stages[self.name].kind)
-        if check is not None and stage.training:
-            check(stage.training)
-
     def model(self, spec: ModelSpec) -> dict[str, Any]:
         """Where a model comes from and how many parameters it has."""
         source = stage_of(spec.path)
@@ -84,10 +75,10 @@ class _Planner:
             return {"path": spec.path, "parameters": self._after(source)}
         from preceptor.models.checkpoint import check_model
 
-        unmade = (
-            spec.adapter is not None and (adapter := stage_of(spec.adapter)) and not self.is_done(adapter)
-        )
+        unmade = spec.adapter is not None and (adapter := stage_of(spec.adapter)) and not self.is_done(adapter)
         resolved = self.context.resolve_model(spec.model_copy(update={"adapter": None}) if unmade else spec)
+        if not Path(resolved.path).is_dir():
+            return {"path": resolved.path, "adapter": resolved.adapter, **_on_the_hub(resolved)}
         checkpoint = check_model(resolved)
         return {
             "path": resolved.path,
@@ -100,16 +91,16 @@ class _Planner:
     def init_parameters(self, stage: InitStage) -> int:
         """Parameters of the model an `init` stage makes, built without memory for its weights."""
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
-        keys = dict(stage.config)
+        from preceptor.stages.init import build_config
+
+        keys, known = dict(stage.config), None
         if "vocab_size" not in keys and isinstance(stage.tokenizer, TrainTokenizerSpec):
             keys["vocab_size"] = stage.tokenizer.vocab_size
         elif "vocab_size" not in keys and isinstance(stage.tokenizer, str):
-            tokenizer = self._tokenizer(ModelSpec(path=stage.tokenizer))
-            if tokenizer is not None:
-                keys["vocab_size"] = len(tokenizer)
-        config = AutoConfig.for_model(keys.pop("model_type"), **keys)
+            known = self._tokenizer(ModelSpec(path=stage.tokenizer))
+        config = build_config(keys, known, f"stages.{self.name}")
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         return sum(parameter.numel() for parameter in model.parameters())
@@ -122,12 +113,10 @@ class _Planner:
             source = stage_of(student.path)
             return {"data": {name: self._after(str(source)) for name in stage.dataset_names}}
         teacher = self._tokenizer(stage.teacher) if isinstance(stage, DistillStage) else None
-        from preceptor.data.chat import choose_template
+        from preceptor.data.template import choose_template
 
         template = choose_template(tokenizer, teacher)
-        pending = {
-            name: source for name in stage.dataset_names if (source := self._pending(name)) is not None
-        }
+        pending = {name: source for name in stage.dataset_names if (source := self._pending(name)) is not None}
         ready = [name for name in stage.dataset_names if name not in pending]
         prepared = self._prepare(ready, tokenizer, stage.max_length) if ready else {}
         result: dict[str, Any] = {
@@ -158,8 +147,9 @@ class _Planner:
         self, names: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> dict[str, PreparedDataset]:
         from preceptor.data.prepare import prepare_datasets
+        from preceptor.stages.datasets import specs_for
 
-        specs: dict[str, DatasetSpec] = {name: self.context.resolve_dataset(name) for name in names}
+        specs, generated = specs_for(names, self.context)
         return prepare_datasets(
             names,
             specs,
@@ -168,6 +158,7 @@ class _Planner:
             max_length=max_length,
             overlap=self.recipe.overlap,
             announce=self.log,
+            generated=generated,
         )
 
     def _tokenizer(self, spec: ModelSpec) -> PreTrainedTokenizerBase | None:
@@ -182,9 +173,7 @@ class _Planner:
             )
         stage = self.recipe.stages[source]
         if isinstance(stage, InitStage):
-            return (
-                self._tokenizer(ModelSpec(path=stage.tokenizer)) if isinstance(stage.tokenizer, str) else None
-            )
+            return self._tokenizer(ModelSpec(path=stage.tokenizer)) if isinstance(stage.tokenizer, str) else None
         if isinstance(stage, DistillStage):
             return self._tokenizer(stage.student)
         return self._tokenizer(stage.model)
@@ -201,6 +190,18 @@ class _Planner:
     @staticmethod
     def _after(stage: str) -> str:
         return f"known after stage {stage}"
+
+
+def _on_the_hub(spec: ModelSpec) -> dict[str, Any]:
+    """Parameters and dtype of a model on the Hub, from its weight files' headers, without fetching it."""
+    from huggingface_hub import HfApi
+
+    try:
+        counts = HfApi().get_safetensors_metadata(spec.path, revision=spec.revision).parameter_count
+    except Exception as error:  # of a class that depends on the client's HTTP library
+        return {"parameters": f"unknown, since the Hub does not answer ({type(error).__name__})"}
+    dtype = max(counts, key=lambda name: counts[name])
+    return {"parameters": sum(counts.values()), "dtype": dtype}
 
 
 def _described(dataset: PreparedDataset, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -229,16 +230,10 @@ def render(result: dict[str, Any]) -> str:
         for dataset, data in stage.get("data", {}).items():
             lines += _dataset_lines(dataset, data)
         if "rows_per_epoch" in stage:
-            steps = (
-                f", {stage['steps_per_epoch']:,} steps of {stage['rows_per_step']}"
-                if "epoch" in stage
-                else ""
-            )
+            steps = f", {stage['steps_per_epoch']:,} steps of {stage['rows_per_step']}" if "epoch" in stage else ""
             lines.append(f"  an epoch: {_amount(stage['rows_per_epoch'], 'rows')}{steps}")
         for dataset, share in stage.get("epoch", {}).items():
-            lines.append(
-                f"    {dataset}: " + ", ".join(_amount(count, what) for what, count in share.items())
-            )
+            lines.append(f"    {dataset}: " + ", ".join(_amount(count, what) for what, count in share.items()))
     return "\n".join(lines)
 
 
@@ -259,4 +254,6 @@ def _short(sample: str, limit: int = 1200) -> str:
 
 
 def _amount(value: Any, what: str) -> str:
-    return f"{value:,} {what}" if isinstance(value, int | float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.3g} {what}"
+    return f"{value:,} {what}" if isinstance(value, int) else str(value)

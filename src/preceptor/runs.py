@@ -31,9 +31,9 @@ from preceptor.errors import InputError, InputErrors, RunFailed, did_you_mean
 from preceptor.files import json_text, move_aside, write_atomic
 from preceptor.identity import Hashes, differences, stage_identities
 from preceptor.lock import RunLock
-from preceptor.recipe import InitStage, ModelSpec, Recipe, TrainingStage, models_of
-from preceptor.recipe.base import stage_of
-from preceptor.stages import check_of, executor_of, model_check
+from preceptor.recipe import Recipe
+from preceptor.stages import executor_of
+from preceptor.stages.ahead import check_ahead
 from preceptor.stages.context import StageContext, run_directory
 
 Log = Callable[[str], None]
@@ -70,7 +70,7 @@ def run(
         states = {name: _state(directory / name, documents[name]) for name in documents}
         _refuse(recipe, directory, states, selected, again)
         todo = [name for name in selected if states[name].result is None or name in again]
-        _check_ahead(recipe, directory, todo)
+        check_ahead(recipe, todo)
         hashes.save()
         _write_recipe(recipe, directory)
         results: dict[str, Any] = {}
@@ -122,9 +122,7 @@ def _read(path: Path) -> dict[str, Any]:
             return dict(value)
     except (OSError, ValueError, AttributeError):
         pass
-    raise InputError(
-        f"{path}: is not a readable record of a stage; move the folder {path.parent} away and run again"
-    )
+    raise InputError(f"{path}: is not a readable record of a stage; move the folder {path.parent} away and run again")
 
 
 def _selected(recipe: Recipe, only: str | None, again: Sequence[str]) -> list[str]:
@@ -137,9 +135,7 @@ def _selected(recipe: Recipe, only: str | None, again: Sequence[str]) -> list[st
     ]
     if not errors and only is not None:
         errors = [
-            f"--redo {name}: is not run with --only {only}; leave one of them out"
-            for name in again
-            if name != only
+            f"--redo {name}: is not run with --only {only}; leave one of them out" for name in again if name != only
         ]
     if errors:
         raise InputErrors(errors)
@@ -151,9 +147,7 @@ def _refuse(
 ) -> None:
     """Raises InputErrors for stages that are in the way, or that others need and that are not there."""
     errors = []
-    changed = [
-        name for name, state in states.items() if (state.changed or state.foreign) and name not in again
-    ]
+    changed = [name for name, state in states.items() if (state.changed or state.foreign) and name not in again]
     redo = " ".join(f"--redo {name}" for name in [*again, *changed])
     for name in changed:
         if states[name].foreign:
@@ -164,51 +158,14 @@ def _refuse(
             listed = "; ".join(more[:5]) + (f"; and {len(more) - 5} more" if len(more) > 5 else "")
             what = f"was {how} with another recipe or other data ({listed})"
         errors.append(
-            f"{directory / name}: {what}; undo the change, or run again with {redo}, "
-            "which moves the old result aside"
+            f"{directory / name}: {what}; undo the change, or run again with {redo}, which moves the old result aside"
         )
     for name in selected:
         for source in recipe.stage_reads(name):
             if source not in selected and states[source].result is None:
-                errors.append(
-                    f"--only {name}: reads stage {source}, which is not done; run --only {source} first"
-                )
+                errors.append(f"--only {name}: reads stage {source}, which is not done; run --only {source} first")
     if errors:
         raise InputErrors(errors)
-
-
-def _check_ahead(recipe: Recipe, directory: Path, names: Sequence[str]) -> None:
-    """Checks the `training:` blocks and the model files of all stages before the first one starts."""
-    errors: list[str] = []
-    seen: list[ModelSpec] = []
-    for name in names:
-        stage = recipe.stages[name]
-        where = f"{recipe.source}: stages.{name}"
-        check = check_of(stage.kind)
-        if check is not None and isinstance(stage, TrainingStage) and stage.training:
-            errors += _found(f"{where}.training", check, stage.training)
-        context = StageContext(recipe, name, directory / name, recipe.seed, print)
-        for key, model in models_of(stage).items():
-            if isinstance(stage, InitStage) or stage_of(model.path):
-                continue  # a tokenizer alone, or a model that is yet to be made
-            unmade = model.adapter is not None and stage_of(model.adapter)
-            spec = context.resolve_model(model.model_copy(update={"adapter": None}) if unmade else model)
-            if spec not in seen:
-                seen.append(spec)
-                errors += _found(f"{where}.{key}", model_check(), spec)
-    if errors:
-        raise InputErrors(errors)
-
-
-def _found(where: str, check: Callable[[Any], object], value: Any) -> list[str]:
-    """The sentences with which `check` refuses `value`."""
-    try:
-        check(value)
-    except InputErrors as error:
-        return [f"{where}: {sentence}" for sentence in error.errors]
-    except InputError as error:
-        return [f"{where}: {error}"]
-    return []
 
 
 def _write_recipe(recipe: Recipe, directory: Path) -> None:
@@ -217,9 +174,7 @@ def _write_recipe(recipe: Recipe, directory: Path) -> None:
     write_atomic(directory / "recipe.yaml", note + text)
 
 
-def _execute(
-    recipe: Recipe, name: str, directory: Path, document: dict[str, Any], log: Log
-) -> dict[str, Any]:
+def _execute(recipe: Recipe, name: str, directory: Path, document: dict[str, Any], log: Log) -> dict[str, Any]:
     """Runs one stage and writes its stage.json, whose content it returns."""
     target = directory / name
     resumed = target.exists() and any(file.name not in _LEFTOVERS for file in target.iterdir())
@@ -228,9 +183,7 @@ def _execute(
     write_atomic(target / STARTED_FILE, json_text({"format": 1, "stage": name, **document}))
     spec = recipe.stages[name]
     log(f"{name}: {spec.kind}, {'going on' if resumed else 'started'} in {target}")
-    context = StageContext(
-        recipe=recipe, name=name, directory=target, seed=recipe.seed, log=lambda s: log(f"{name}: {s}")
-    )
+    context = StageContext(recipe=recipe, name=name, directory=target, seed=recipe.seed, log=log)
     started, clock = _now(), time.monotonic()
     try:
         results = executor_of(spec.kind)(spec, context)
@@ -240,8 +193,7 @@ def _execute(
         raise
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"stage {name} was interrupted; what is finished is kept, and "
-            f"`{resume_command(recipe)}` goes on from there"
+            f"stage {name} was interrupted; what is finished is kept, and `{resume_command(recipe)}` goes on from there"
         ) from None
     except Exception as error:
         write_atomic(target / "error.txt", traceback.format_exc())
@@ -254,6 +206,7 @@ def _execute(
         "format": 1,
         "stage": name,
         "kind": spec.kind,
+        "given": spec.model_dump(mode="json", by_alias=True),
         **document,
         "results": results,
         "started": started,

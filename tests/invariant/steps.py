@@ -18,7 +18,7 @@ from preceptor.objective import Attention, Logits, NextToken, Objective
 from preceptor.signals import TokenBatch
 from preceptor.teachers import ModelTeacher
 
-LEARNING_RATE = 0.3
+LEARNING_RATE = 0.1
 WEIGHTS = {"next_token": 0.25, "logits": 1.0, "attention": 2.0}
 Rows = list[tuple[Tensor, Tensor]]
 
@@ -35,8 +35,8 @@ STEPS = [step_rows(step) for step in range(6)]
 
 
 def models(tied: bool, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
-    student = toys.llama(1, dtype, tie_word_embeddings=tied, sharpness=3)
-    teacher = toys.mistral(2, dtype, sharpness=3, intermediate_size=56)
+    student = toys.llama(1, dtype, tie_word_embeddings=tied, sharpness=2)
+    teacher = toys.mistral(2, dtype, sharpness=2, intermediate_size=56)
     return student, teacher
 
 
@@ -59,7 +59,7 @@ def run(
     if model is None:
         losses.prepare(student, teaches)
     else:
-        losses.prepare(toys.llama(1, sharpness=3), teaches)  # a sharded student is not run outside its engine
+        losses.prepare(toys.llama(1, sharpness=2), teaches)  # a sharded student is not run outside its engine
     if checkpointing is not None:
         student.gradient_checkpointing_enable({"use_reentrant": checkpointing})
         student.enable_input_require_grads()

@@ -77,6 +77,8 @@ def terms_of_row(
     *,
     kind: str = "forward_kl",
     temperature: float = 1.0,
+    beta: float = 0.5,
+    alpha: float = 0.1,
     layer_map: Mapping[int, int] | None = None,
     heads: Sequence[int] | None = None,
     window: int | None = None,
@@ -96,7 +98,7 @@ def terms_of_row(
         sums["next_token"] = sums["next_token"] - torch.log(logits_S[t].softmax(-1)[ids[t + 1]])
         p_T = (logits_T[t, :V] / temperature).softmax(-1)
         p_S = (logits_S[t, :V] / temperature).softmax(-1)
-        sums["logits"] = sums["logits"] + temperature**2 * divergence(p_T, p_S, kind)
+        sums["logits"] = sums["logits"] + temperature**2 * divergence(p_T, p_S, kind, beta, alpha)
         for s, l in layer_map.items():
             H = len(maps_S[s])
             for h in range(H):

@@ -180,16 +180,16 @@ def _tokens_in(rendered: Rendered, encoding: Encoding) -> npt.NDArray[np.bool_]:
         # The first token that may reach into the span; ends never decrease.
         token = bisect_left(range(length), start, key=ends_at)
         low = ends_at(token - 1) if token else 0
-        while token < length and low < end:
+        while token < length:
             first, high = characters(token)
             low = min(low, first)
+            if low >= end:
+                break
             if low >= start and high <= end:
                 is_target[token] = True
-            elif low < end and high > start:
-                outside = text[low:start] + text[end:high]
-                is_target[token] = (
-                    bool(text[max(low, start) : min(high, end)].strip()) and not outside.strip()
-                )
+            elif high > start:
+                inside, outside = text[max(low, start) : min(high, end)], text[low:start] + text[end:high]
+                is_target[token] = bool(inside.strip()) and not outside.strip()
             low, token = max(low, high), token + 1
     return is_target
 
@@ -240,9 +240,7 @@ def render_sample(encoded: EncodedRow, tokenizer: PreTrainedTokenizerBase) -> st
         before = _decoded(tokenizer, encoded.input_ids[:first])
         through = _decoded(tokenizer, encoded.input_ids[:last])
         text = (
-            through[len(before) :]
-            if through.startswith(before)
-            else _decoded(tokenizer, encoded.input_ids[first:last])
+            through[len(before) :] if through.startswith(before) else _decoded(tokenizer, encoded.input_ids[first:last])
         )
         pieces.append(f"⟦{text}⟧" if encoded.is_target[first] else text)
     return "".join(pieces)

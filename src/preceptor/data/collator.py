@@ -20,9 +20,7 @@ from preceptor.data.chat import EncodedRow
 
 def filler_row(pad_token_id: int, dataset: str) -> EncodedRow:
     """Two tokens and no target: completes a short step without repeating a row."""
-    return EncodedRow(
-        dataset, np.full(2, pad_token_id, dtype=np.int32), np.zeros(2, dtype=np.bool_), origin="(filler)"
-    )
+    return EncodedRow(dataset, np.full(2, pad_token_id, dtype=np.int32), np.zeros(2, dtype=np.bool_), origin="(filler)")
 
 
 class Collator:
@@ -118,12 +116,8 @@ class Collator:
         free: list[int] = []
         for i in sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i)):
             size = len(rows[i])
-            assert size <= self.max_length, (
-                f"{rows[i].origin}: {size} tokens for a packed row of {self.max_length}"
-            )
-            fits = [
-                b for b in range(len(bins)) if free[b] >= size and rows[bins[b][0]].dataset == rows[i].dataset
-            ]
+            assert size <= self.max_length, f"{rows[i].origin}: {size} tokens for a packed row of {self.max_length}"
+            fits = [b for b in range(len(bins)) if free[b] >= size and rows[bins[b][0]].dataset == rows[i].dataset]
             if fits:
                 best = min(fits, key=lambda b: (free[b], b))
                 bins[best].append(i)

@@ -124,16 +124,10 @@ def _read_jsonl(path: str) -> Records:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = json.loads(line.strip())
         except (json.JSONDecodeError, RecursionError) as error:
-            said = (
-                f"{error.msg} at column {error.colno}"
-                if isinstance(error, json.JSONDecodeError)
-                else "too deep"
-            )
-            raise InputError(
-                f"{path}:{number}: not valid JSON: {said}; JSONL has one object per line"
-            ) from None
+            said = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "too deep"
+            raise InputError(f"{path}:{number}: not valid JSON: {said}; JSONL has one object per line") from None
         yield f"{path}:{number}", _object(record, f"{path}:{number}")
 
 
@@ -155,9 +149,7 @@ def _read_json(path: str) -> Records:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data" and error.lineno > 1:
             yield from _read_jsonl(path)  # JSON lines in a file named .json, as many data sets have it
             return
-        said = (
-            f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "too deep"
-        )
+        said = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "too deep"
         line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
         raise InputError(f"{path}:{line}: not valid JSON: {said}") from None
     if isinstance(content, dict) and isinstance(content.get("data"), list):
@@ -165,9 +157,7 @@ def _read_json(path: str) -> Records:
     elif isinstance(content, dict) and "data" not in content and "\n" not in text.strip():
         content = [content]  # a JSON-lines file of one row
     if not isinstance(content, list):
-        raise InputError(
-            f'{path}: a JSON file must hold a list of rows or {{"data": [rows]}}, not {shown(content)}'
-        )
+        raise InputError(f'{path}: a JSON file must hold a list of rows or {{"data": [rows]}}, not {shown(content)}')
     for number, record in enumerate(content, 1):
         yield f"{path}: row {number}", _object(record, f"{path}: row {number}")
 
@@ -186,14 +176,10 @@ def _read_csv(path: str) -> Records:
             if header is None:
                 header = cells
                 if len(set(header)) < len(header) or not all(header):
-                    raise InputError(
-                        f"{origin}: the first line must name the columns, each once, not {shown(header)}"
-                    )
+                    raise InputError(f"{origin}: the first line must name the columns, each once, not {shown(header)}")
                 continue
             if len(cells) != len(header):
-                raise InputError(
-                    f"{origin}: {len(cells)} cells where the first line names {len(header)} columns"
-                )
+                raise InputError(f"{origin}: {len(cells)} cells where the first line names {len(header)} columns")
             yield origin, dict(zip(header, cells, strict=True))
     except csv.Error as error:
         raise InputError(f"{path}:{reader.line_num}: not valid CSV: {error}") from None

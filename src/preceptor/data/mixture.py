@@ -76,9 +76,7 @@ class Mixture(Dataset[EncodedRow]):
         if set(shares) != set(datasets) or not shares:
             raise ValueError(f"shares are given for {sorted(shares)} and datasets for {sorted(datasets)}")
         if min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
-            raise ValueError(
-                f"shares must be positive and sum to 1, and {dict(shares)} sum to {sum(shares.values())}"
-            )
+            raise ValueError(f"shares must be positive and sum to 1, and {dict(shares)} sum to {sum(shares.values())}")
         if empty := [name for name in sorted(datasets) if not len(datasets[name])]:
             raise ValueError(f"dataset {empty[0]!r} has no rows")
         if multiple_of < 1 or (rows is not None and rows < 1):
@@ -153,9 +151,7 @@ class Mixture(Dataset[EncodedRow]):
     def _target_counts(self, dataset: int) -> npt.NDArray[np.int64]:
         counts = np.array([row.target_count for row in self._rows[dataset]], dtype=np.int64)
         if not counts.all():
-            raise ValueError(
-                f"dataset {self.names[dataset]!r} has rows without targets, which have no share of them"
-            )
+            raise ValueError(f"dataset {self.names[dataset]!r} has rows without targets, which have no share of them")
         return counts
 
     def _index(self, dataset: int, draw: int) -> int:
@@ -163,9 +159,7 @@ class Mixture(Dataset[EncodedRow]):
         turn, place = divmod(draw, len(self._rows[dataset]))
         order = self._orders.get((dataset, turn))
         if order is None:
-            order = self._orders[dataset, turn] = self.order(
-                self.names[dataset], turn, len(self._rows[dataset])
-            )
+            order = self._orders[dataset, turn] = self.order(self.names[dataset], turn, len(self._rows[dataset]))
         return int(order[place])
 
     def order(self, name: str, turn: int, length: int) -> npt.NDArray[np.int64]:
@@ -190,10 +184,7 @@ class Mixture(Dataset[EncodedRow]):
                 continue  # it already has all its share of what will have been given
             # Due when its share of the total reaches the row's end: (given + size) / weight, compared
             # exactly.
-            if (
-                best is None
-                or (given + size) * self._weights[best[0]] < (self._given[best[0]] + best[1]) * weight
-            ):
+            if best is None or (given + size) * self._weights[best[0]] < (self._given[best[0]] + best[1]) * weight:
                 best = (dataset, size)
         assert best is not None  # the shares sum to 1, so some dataset is not ahead of its own
         return best

@@ -1,42 +1,21 @@
-"""From the recipe's datasets to encoded rows.
-
-Filters, overlap, holdouts, encoding, and a count of all that is lost.
-Which rows are kept out depends on the seed and the prompts alone, so that every stage and every machine keeps
-out the same ones.
-"""
+"""From the recipe's datasets to encoded rows, with a count of all that is lost on the way."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
 from preceptor.data.chat import Dropped, EncodedRow, encode_rows
-from preceptor.data.rows import Row, accepted_columns, read_rows
-from preceptor.errors import InputError, did_you_mean, shown
+from preceptor.data.rows import Row
+from preceptor.data.split import Announce, SplitRows, counted, split_rows
+from preceptor.errors import InputError
 
 if TYPE_CHECKING:
     from preceptor.recipe import DatasetSpec, OverlapSpec
-
-Announce = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class SplitRows:
-    """A dataset's rows before any tokenizer: trained on, held out of training, and separate test rows.
-
-    `overlapping` counts the rows removed because another dataset has their prompt.
-    """
-
-    name: str
-    train: list[Row]
-    holdout: list[Row]
-    test: list[Row]
-    overlapping: int = 0
 
 
 @dataclass
@@ -96,196 +75,9 @@ def prepare_datasets(
     splits = split_rows(specs, seed=seed, overlap=overlap, announce=note, generated=generated)
     prepared = {}
     for name in names:
-        prepared[name] = encode_split(
-            splits[name], specs[name], tokenizer, max_length=max_length, announce=note
-        )
+        prepared[name] = encode_split(splits[name], specs[name], tokenizer, max_length=max_length, announce=note)
         prepared[name].announcements = said.get(name, [])
     return prepared
-
-
-def split_rows(
-    specs: Mapping[str, DatasetSpec],
-    *,
-    seed: int,
-    overlap: OverlapSpec | None = None,
-    announce: Announce,
-    generated: Collection[str] = (),
-    answers: bool = True,
-) -> dict[str, SplitRows]:
-    """Reads datasets and parts them into training, holdout and test rows, without a tokenizer.
-
-    `answers=False` also accepts rows that hold a prompt alone (for generation). See `prepare_datasets`.
-    """
-    parts: dict[str, SplitRows] = {}
-    for name, spec in specs.items():
-        train = filter_rows(name, read_rows(name, spec, announce=announce, answers=answers), spec.where)
-        test: list[Row] = []
-        if spec.test is not None:
-
-            def announce_test(line: str) -> None:
-                announce(line.replace(":", ": test,", 1))
-
-            rows = read_rows(name, spec, announce=announce_test, path=spec.test, answers=answers)
-            test = filter_rows(name, rows, spec.where)
-        if spec.where:
-            announce(f"{name}: {len(train):,} rows where {_conditions(spec.where)}")
-        if answers and (spec.targets or "assistant") == "assistant":
-            _check_answers(name, train)
-        parts[name] = SplitRows(name, train, [], test)
-    parts = _without_overlap(parts, overlap, generated, announce)
-    for name, spec in specs.items():
-        if spec.holdout:
-            part = parts[name]
-            train, holdout = hold_out(name, part.train, spec.holdout, seed)
-            announce(f"{name}: {len(holdout):,} rows held out, {len(train):,} left to train on")
-            parts[name] = SplitRows(name, train, holdout, part.test, part.overlapping)
-    return parts
-
-
-def filter_rows(name: str, rows: Sequence[Row], where: Mapping[str, Any]) -> list[Row]:
-    """The rows whose columns have the given values (any one of them where a list is given).
-
-    Raises:
-        InputError: no row has such a column, or none such a value.
-    """
-    kept = list(rows)
-    for column, wanted in where.items():
-        values = wanted if isinstance(wanted, list) else [wanted]
-        if not any(column in row.extra for row in rows):
-            columns = list(dict.fromkeys(c for row in rows for c in row.extra))
-            raise InputError(
-                f"data {name}: where asks for the column {column!r}{did_you_mean(column, columns)}, and "
-                f"the rows have "
-                f"{accepted_columns(dict.fromkeys(columns))} beside their text"
-            )
-        found = Counter(shown(row.extra.get(column)) for row in kept)
-        kept = [row for row in kept if _is_one_of(row.extra.get(column), values)]
-        if not kept:
-            common = ", ".join(value for value, _ in found.most_common(10))
-            raise InputError(f"data {name}: no row is left where {column} is {shown(wanted)}; it is {common}")
-    return kept
-
-
-def _is_one_of(cell: Any, values: Sequence[Any]) -> bool:
-    # CSV cells are texts, and a recipe's 3 or true are not. True equals 1 in Python, and here it must not.
-    return any(
-        (cell == value and isinstance(cell, bool) == isinstance(value, bool))
-        or (isinstance(cell, str) and not isinstance(value, str) and cell.lower() == str(value).lower())
-        for value in values
-    )
-
-
-def _conditions(where: Mapping[str, Any]) -> str:
-    return " and ".join(f"{column} is {shown(value)}" for column, value in where.items())
-
-
-def _check_answers(name: str, rows: Sequence[Row]) -> None:
-    if any(row.text is not None or row.answer is not None for row in rows):
-        return
-    raise InputError(
-        f"data {name}: none of its {len(rows):,} rows has an assistant turn (the first is "
-        f"{rows[0].origin}), so there "
-        "is nothing to learn; give answers, or set `targets: all`"
-    )
-
-
-def hold_out(name: str, rows: Sequence[Row], count: int, seed: int) -> tuple[list[Row], list[Row]]:
-    """Parts rows into (training, holdout), both in the order given.
-
-    Prompts are taken in the order of sha256(seed, prompt) until `count` rows are out; rows with one prompt go
-    together, so there may be a few more.
-
-    Raises:
-        InputError: nothing would be left to train on.
-    """
-    by_prompt: dict[str, list[int]] = {}
-    for i, row in enumerate(rows):
-        by_prompt.setdefault(row.prompt, []).append(i)
-    ranked = sorted(
-        by_prompt,
-        key=lambda prompt: hashlib.sha256(f"{seed}\n{prompt}".encode("utf-8", "surrogatepass")).digest(),
-    )
-    out: set[int] = set()
-    for prompt in ranked:
-        if len(out) >= count:
-            break
-        out.update(by_prompt[prompt])
-    if len(out) == len(rows):
-        raise InputError(
-            f"data {name}: holdout is {count:,}, and it has {len(rows):,} rows of {len(by_prompt):,} "
-            f"different "
-            "prompts, so that none would be left to train on; hold out fewer"
-        )
-    return [row for i, row in enumerate(rows) if i not in out], [rows[i] for i in sorted(out)]
-
-
-def _without_overlap(
-    parts: Mapping[str, SplitRows],
-    overlap: OverlapSpec | None,
-    generated: Collection[str],
-    announce: Announce,
-) -> dict[str, SplitRows]:
-    """Refuses prompts in two datasets, or in train and test; removes them from where the recipe says."""
-    drop_from = overlap.drop_from if overlap is not None else None
-    keys = {
-        (name, kind): {row.prompt_key for row in rows}
-        for name, part in parts.items()
-        for kind, rows in (("train", part.train), ("test", part.test))
-    }
-    problems: list[str] = []
-    remove: set[bytes] = set()
-    places = sorted(keys)
-    for i, a in enumerate(places):
-        for b in places[i + 1 :]:
-            if a[1] == b[1] == "test":
-                continue  # two evaluations may ask the same
-            if a[0] != b[0] and (a[0] in generated or b[0] in generated):
-                continue
-            shared = keys[a] & keys[b]
-            if not shared:
-                continue
-            if drop_from is not None and (drop_from, "train") in (a, b):
-                remove |= shared
-                continue
-            row = next(r for r in _part(parts, a) if r.prompt_key in shared)
-            problems.append(
-                f"{_count(_part(parts, a), shared)} of {_place(a)} and {_count(_part(parts, b), shared)} "
-                f"of {_place(b)} "
-                f"have the same prompts (the first is {row.origin})"
-            )
-    if problems:
-        names = list(dict.fromkeys(name for name, _ in places))
-        raise InputError(
-            f"data {', '.join(names)}: {'; '.join(problems)}; what is trained on must not be measured on "
-            f"or counted "
-            "twice: set `overlap: {drop_from: NAME}` to the dataset that shall lose its copies"
-        )
-    result = dict(parts)
-    if drop_from is not None and remove:
-        part = parts[drop_from]
-        kept = [row for row in part.train if row.prompt_key not in remove]
-        gone = len(part.train) - len(kept)
-        announce(f"{drop_from}: {gone:,} rows removed, their prompts are in other data too")
-        if not kept:
-            raise InputError(
-                f"data {drop_from}: all its rows have prompts of other data, so that none is left"
-            )
-        result[drop_from] = SplitRows(drop_from, kept, [], part.test, gone)
-    return result
-
-
-def _part(parts: Mapping[str, SplitRows], place: tuple[str, str]) -> list[Row]:
-    part = parts[place[0]]
-    return part.train if place[1] == "train" else part.test
-
-
-def _place(place: tuple[str, str]) -> str:
-    return place[0] if place[1] == "train" else f"the test rows of {place[0]}"
-
-
-def _count(rows: Iterable[Row], keys: set[bytes]) -> str:
-    number = sum(row.prompt_key in keys for row in rows)
-    return f"{number:,} row{'s' if number != 1 else ''}"
 
 
 def encode_split(
@@ -305,9 +97,7 @@ def encode_split(
     for rows in (split.train, split.holdout, split.test):
         encoded: list[EncodedRow] = []
         sources: list[Row] = []
-        for row, result in zip(
-            rows, encode_rows(rows, tokenizer, max_length=limit, targets=spec.targets), strict=True
-        ):
+        for row, result in zip(rows, encode_rows(rows, tokenizer, max_length=limit, targets=spec.targets), strict=True):
             if isinstance(result, Dropped):
                 dropped[result.reason] += 1
                 continue
@@ -319,9 +109,9 @@ def encode_split(
         kept.append((encoded, sources))
     total = len(split.train)
     for reason, number in dropped.most_common():
-        announce(f"{split.name}: {number:,} rows dropped: {reason}")
+        announce(f"{split.name}: {counted(number)} dropped: {reason}")
     for what, number in notes.most_common():
-        announce(f"{split.name}: {number:,} rows {_NOTES[what]}".replace("LIMIT", f"{limit:,}"))
+        announce(f"{split.name}: {counted(number)} {_NOTES[what]}".replace("LIMIT", f"{limit:,}"))
     reasons = "; ".join(f"{number:,} {reason}" for reason, number in dropped.most_common())
     if lost_in_training == total:
         raise InputError(f"data {split.name}: none of its {total:,} rows can be trained on: {reasons}")
@@ -332,13 +122,10 @@ def encode_split(
             "mend the data or max_length, or set `allow_drops: true`"
         )
     (train, rows_kept), (holdout, holdout_rows), (test, test_rows) = kept
-    return PreparedDataset(
-        split.name, train, holdout, test, rows_kept, holdout_rows, test_rows, dict(dropped)
-    )
+    return PreparedDataset(split.name, train, holdout, test, rows_kept, holdout_rows, test_rows, dict(dropped))
 
 
 _NOTES = {
     "truncated": "cut to LIMIT tokens",
-    "earlier turns are no targets": "learned in their last answers only: the chat template rewrites "
-    "earlier turns",
+    "earlier turns are no targets": "learned in their last answers only: the chat template rewrites earlier turns",
 }

@@ -135,7 +135,7 @@ def read_rows(
             rows.append(_row(name, shape, record, origin, shapes))
         if len(rows) == before:
             raise InputError(f"data {name}: {file} has no rows; an empty file cannot be trained on")
-    announce(f"{name}: {len(rows):,} rows, {', '.join(formats)}, `{shape}`")
+    announce(f"{name}: {len(rows):,} row{'s' if len(rows) != 1 else ''}, {', '.join(formats)}, `{shape}`")
     return rows
 
 
@@ -214,6 +214,15 @@ def _row(
 def _string(value: Any, what: str, origin: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"{origin}: {what} must be a string, not {shown(value)}")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            # JSON can spell what no text holds, and no tokenizer takes.
+            raise InputError(
+                f"{origin}: character {error.start + 1} of {what} is half a surrogate pair "
+                f"({value[error.start]!a}), which is no character; remove it"
+            ) from None
     return value
 
 
@@ -242,9 +251,7 @@ def _messages(value: Any, what: str, origin: str) -> list[Message]:
     if isinstance(value, str):
         value = _json_list(value)
         if value is None:
-            raise InputError(
-                f"{origin}: {what} must be a list of messages, and this text is no JSON list of objects"
-            )
+            raise InputError(f"{origin}: {what} must be a list of messages, and this text is no JSON list of objects")
     if not isinstance(value, list):
         raise InputError(f"{origin}: {what} must be a list of messages, not {shown(value)}")
     if not value:
@@ -253,9 +260,7 @@ def _messages(value: Any, what: str, origin: str) -> list[Message]:
     for place, message in enumerate(value):
         where = f"{what}[{place}]"
         if not isinstance(message, dict):
-            raise InputError(
-                f'{origin}: {where} must be {{"role": ..., "content": ...}}, not {shown(message)}'
-            )
+            raise InputError(f'{origin}: {where} must be {{"role": ..., "content": ...}}, not {shown(message)}')
         if "from" in message:
             role, content, key = message["from"], message.get("value"), "value"
             role = _SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else role

@@ -116,9 +116,7 @@ class ChatTemplate:
         # Unknown words are spelled <unk> in public text, and end nothing.
         control = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._control = tuple(sorted(control - {str(tokenizer.unk_token)}))
-        self._control_starts = re.compile(
-            "|".join(sorted({re.escape(token[0]) for token in self._control})) or r"$^"
-        )
+        self._control_starts = re.compile("|".join(sorted({re.escape(token[0]) for token in self._control})) or r"$^")
         self._probed: list[tuple[str, str] | None] = []
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
@@ -245,15 +243,13 @@ class ChatTemplate:
         if probe is None:
             return refused
         lead, tail = probe
-        content = messages[-1]["content"]
-        if not full.endswith(content + tail):
-            content = content.strip()
-            if not full.endswith(content + tail):
-                return refused
+        written = _as_written(messages[-1]["content"], tail, full)
+        if written is None:
+            return refused
         head = self.render(messages[:-1], add_generation_prompt=True)
         if self.eos in tail:
             tail = tail[: tail.index(self.eos)]
-        text = head + lead + content + tail + self.eos
+        text = head + lead + written + tail + self.eos
         return Rendered(text, ((len(head), len(text)),), earlier)
 
     def _answer_span(self, messages: Sequence[Message], turn: int, through: str) -> tuple[int, int] | None:
@@ -264,23 +260,19 @@ class ChatTemplate:
         except TemplateError:
             return None  # some templates refuse a conversation that begins with the assistant
         content = messages[turn]["content"]
-        probe = self._probe()
         if through.startswith(head):
-            start = end = len(head)
-            if content.split()[-1] not in through[start:]:
+            if content.split()[-1] not in through[len(head) :]:
                 return None  # the template drops the answer
+            start = end = len(head)
         else:
-            # The generation prompt holds more than the template keeps (an opened thought, say): begin where
-            # the two part, provided that the text before the turn stands and the answer begins there or
-            # later.
-            if (
-                probe is None
-                or not through.startswith(before)
-                or not through.endswith(content.strip() + probe[1])
-            ):
+            # The generation prompt holds more than the template keeps (an opened thought, say): begin where the two
+            # part, provided that the text before the turn stands and the answer begins there or later.
+            probe = self._probe()
+            written = _as_written(content, probe[1], through) if probe is not None else None
+            if probe is None or written is None or not through.startswith(before):
                 return None
             end = len(through) - len(probe[1])
-            start = min(_common_prefix(head, through), end - len(content.strip()))
+            start = min(_common_prefix(head, through), end - len(written))
             if start < len(before):
                 return None
         closing = through.find(self.eos, end)
@@ -303,6 +295,11 @@ class ChatTemplate:
         if start < 0:
             return None
         return through[min(_common_prefix(head, through), start) : start], through[start + len(_PROBE) :]
+
+
+def _as_written(content: str, tail: str, text: str) -> str | None:
+    """The answer as the template writes it at the end of `text`: as it is, or trimmed. None if in neither way."""
+    return next((form for form in (content, content.strip()) if text.endswith(form + tail)), None)
 
 
 def _common_prefix(a: str, b: str) -> int:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from preceptor.errors import InputError, accepted, did_you_mean, shown
+from preceptor.models.headers import TensorInfo, read_header
+from preceptor.models.quantization import check_quantization
 
 if TYPE_CHECKING:
     from preceptor.recipe import ModelSpec
@@ -50,46 +52,12 @@ _FETCHED = (
     "*.py",
 )
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_LARGEST_HEADER = 100_000_000  # bytes; the safetensors format's own limit
-
 _DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-_BITS = {
-    "F64": 64,
-    "I64": 64,
-    "U64": 64,
-    "F32": 32,
-    "I32": 32,
-    "U32": 32,
-    "F16": 16,
-    "BF16": 16,
-    "I16": 16,
-    "U16": 16,
-}
-_BITS |= {
-    "C64": 64,
-    "F8_E4M3": 8,
-    "F8_E5M2": 8,
-    "F8_E8M0": 8,
-    "I8": 8,
-    "U8": 8,
-    "BOOL": 8,
-    "F4": 4,
-    "F6_E2M3": 6,
-}
-_BITS |= {"F6_E3M2": 6, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One tensor of a safetensors file: the format's dtype name (`F32`, `BF16`, …) and its shape."""
-
-    dtype: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -125,7 +93,8 @@ def check_model(spec: ModelSpec) -> Checkpoint:
     Raises:
         InputError: no such folder, no config, an architecture this transformers does not know or that needs
             code the recipe does not trust, pickle weights only, a safetensors file that is cut or damaged,
-            an adapter folder that holds no adapter, or a device that is not there.
+            an adapter folder that holds no adapter, a device that is not there, or a quantisation that cannot
+            work here.
     """
     where = f"model {spec.path!r}"
     folder = locate(spec.path, spec.revision, where=where)
@@ -135,9 +104,7 @@ def check_model(spec: ModelSpec) -> Checkpoint:
                 f"{where}: the folder holds an adapter, not a model; give its base model as `path` "
                 "and this folder as `adapter`"
             )
-        raise InputError(
-            f"{where}: the folder holds no {CONFIG}; give the folder that `save_pretrained` wrote"
-        )
+        raise InputError(f"{where}: the folder holds no {CONFIG}; give the folder that `save_pretrained` wrote")
     if (folder / ADAPTER_CONFIG).is_file():
         # transformers would apply such an adapter on loading without a word.
         raise InputError(
@@ -148,6 +115,7 @@ def check_model(spec: ModelSpec) -> Checkpoint:
     config = _read_json(folder / CONFIG, where)
     _check_architecture(config, spec, where)
     check_devices(spec.device_map, where)
+    check_quantization(spec, config)
     tensors: dict[str, TensorInfo] = {}
     for file in _weight_files(folder, where):
         tensors |= read_header(file, where)
@@ -190,9 +158,7 @@ def locate(path: str, revision: str | None, *, where: str) -> Path:
     if folder.exists():
         raise InputError(f"{where}: is a file; give the folder that holds {CONFIG} and the weights")
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path):
-        raise InputError(
-            f"{where}: there is no such folder; give a model folder or a Hub id such as 'org/name'"
-        )
+        raise InputError(f"{where}: there is no such folder; give a model folder or a Hub id such as 'org/name'")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -204,41 +170,6 @@ def locate(path: str, revision: str | None, *, where: str) -> Path:
             f"{where}: is no folder here, and it could not be fetched from the Hugging Face Hub{at} "
             f"({first_sentence(error)}); check the name, the network and, for a gated model, `hf auth login`"
         ) from error
-
-
-def read_header(file: Path, where: str) -> dict[str, TensorInfo]:
-    """The tensors a safetensors file lists, after checking that its header and its length agree.
-
-    Raises:
-        InputError: the file is cut short, longer than its header says, or no safetensors file at all.
-    """
-    damaged = f"{where}: {file.name} is damaged"
-    mend = "copy or download the file again"
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        prefix = stream.read(8)
-        length = int.from_bytes(prefix, "little")
-        if len(prefix) < 8 or length > min(size - 8, _LARGEST_HEADER):
-            raise InputError(f"{damaged} (it has {size:,} bytes and its header does not fit in them); {mend}")
-        raw = stream.read(length)
-    try:
-        entries = {name: entry for name, entry in json.loads(raw).items() if name != "__metadata__"}
-        tensors = {
-            str(name): TensorInfo(str(entry["dtype"]), tuple(int(n) for n in entry["shape"]))
-            for name, entry in entries.items()
-        }
-        spans = sorted((int(e["data_offsets"][0]), int(e["data_offsets"][1]), n) for n, e in entries.items())
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise InputError(f"{damaged} (its header is not readable); {mend}") from None
-    end = 0
-    for start, stop, name in spans:
-        bits = math.prod(tensors[name].shape) * _BITS.get(tensors[name].dtype, 0)
-        if start != end or (bits and (stop - start) * 8 != bits):
-            raise InputError(f"{damaged} (tensor {name!r} does not lie where its header says); {mend}")
-        end = stop
-    if 8 + length + end != size:
-        raise InputError(f"{damaged} (it should have {8 + length + end:,} bytes and has {size:,}); {mend}")
-    return tensors
 
 
 def check_devices(device_map: str | dict[str, Any] | None, where: str) -> None:
@@ -317,9 +248,7 @@ def _check_architecture(config: dict[str, Any], spec: ModelSpec, where: str) -> 
 def _weight_files(folder: Path, where: str) -> list[Path]:
     if any(folder.glob("shard-*-model-*.safetensors")):
         # transformers reads these through torch.distributed.checkpoint, whose index is a pickle.
-        raise InputError(
-            f"{where}: holds a distributed checkpoint; save it whole with `save_pretrained` first"
-        )
+        raise InputError(f"{where}: holds a distributed checkpoint; save it whole with `save_pretrained` first")
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / WEIGHTS_INDEX).is_file():
@@ -330,13 +259,9 @@ def _weight_files(folder: Path, where: str) -> list[Path]:
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
         if not name.endswith(".safetensors") or Path(name).name != name:
-            raise InputError(
-                f"{where}: {WEIGHTS_INDEX} names {shown(name)}, which is no safetensors file beside it"
-            )
+            raise InputError(f"{where}: {WEIGHTS_INDEX} names {shown(name)}, which is no safetensors file beside it")
         if not (folder / name).is_file():
-            raise InputError(
-                f"{where}: {name} is missing, though {WEIGHTS_INDEX} lists it; copy the folder again"
-            )
+            raise InputError(f"{where}: {name} is missing, though {WEIGHTS_INDEX} lists it; copy the folder again")
     return [folder / name for name in names]
 
 
@@ -356,9 +281,7 @@ def _read_json(file: Path, where: str) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise InputError(
-            f"{where}: {file.name} is not readable JSON ({first_sentence(error)}); mend it"
-        ) from None
+        raise InputError(f"{where}: {file.name} is not readable JSON ({first_sentence(error)}); mend it") from None
     if not isinstance(value, dict):
         raise InputError(f"{where}: {file.name} holds {type(value).__name__}, not an object; mend it")
     return value

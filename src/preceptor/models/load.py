@@ -8,6 +8,7 @@ keep their checkpoint's dtype.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,15 +17,16 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from preceptor.errors import InputError, accepted, shown
+from preceptor.errors import InputError
 from preceptor.models.checkpoint import (
     ADAPTER_WEIGHTS,
     Checkpoint,
     check_model,
     first_sentence,
-    read_header,
     source_dtype,
 )
+from preceptor.models.headers import read_header
+from preceptor.models.quantization import quantization_config
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,49 +89,6 @@ def load_model(spec: ModelSpec, *, role: Literal["student", "teacher"]) -> PreTr
     return model
 
 
-def quantization_config(spec: ModelSpec) -> Any | None:
-    """The transformers quantisation config that `spec.quantization` describes, or None.
-
-    `{load_in_4bit: true}` and `{load_in_8bit: true}` mean bitsandbytes; other methods are named by
-    `quant_method`.
-
-    Raises:
-        InputError: an unknown method or a key that method does not have.
-    """
-    if spec.quantization is None:
-        return None
-    where = f"model {spec.path!r}: `quantization`"
-    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AutoQuantizationConfig
-    from transformers.utils.quantization_config import BitsAndBytesConfig
-
-    given = dict(spec.quantization)
-    bits = bool(given.get("load_in_4bit")) + bool(given.get("load_in_8bit"))
-    method = given.get("quant_method", "bitsandbytes" if bits else None)
-    methods = sorted({name.split("_4bit")[0].split("_8bit")[0] for name in AUTO_QUANTIZATION_CONFIG_MAPPING})
-    if method not in methods:
-        raise InputError(f"{where}: `quant_method` is {shown(method)}; accepted are {accepted(methods)}")
-    if method == "bitsandbytes" and bits != 1:
-        raise InputError(
-            f"{where}: bitsandbytes needs exactly one of `load_in_4bit: true` and `load_in_8bit: true`"
-        )
-    try:
-        with quiet_transformers():
-            config = AutoQuantizationConfig.from_dict(given)
-    except (TypeError, ValueError, AttributeError, ImportError) as error:
-        raise InputError(
-            f"{where}: {method} does not accept these settings ({first_sentence(error)})"
-        ) from error
-    if isinstance(config, BitsAndBytesConfig):
-        # This class alone takes unknown keys with a warning; a mistyped key would silently quantise another
-        # way.
-        known = {key.lstrip("_") for key in config.to_dict()}
-        if unknown := sorted(set(given) - known):
-            raise InputError(
-                f"{where}: unknown key {unknown[0]!r}; bitsandbytes accepts {accepted(sorted(known))}"
-            )
-    return config
-
-
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Silences transformers' progress bars and reports, many lines in a pipe; we report ourselves."""
@@ -160,9 +119,7 @@ def _from_pretrained(checkpoint: Checkpoint, options: dict[str, Any], where: str
     except torch.OutOfMemoryError:
         raise
     except ImportError as error:
-        raise InputError(
-            f"{where}: needs a package that is not installed ({first_sentence(error)})"
-        ) from error
+        raise InputError(f"{where}: needs a package that is not installed ({first_sentence(error)})") from error
     except (*_LOADING_ERRORS, AssertionError) as error:
         raise InputError(f"{where}: could not be loaded ({first_sentence(error)})") from error
     except Exception as error:
@@ -221,7 +178,9 @@ def _with_adapter(model: PreTrainedModel, folder: Path, given: str, *, merge: bo
                 "only adapters that change layers (LoRA and its relatives) are accepted"
             )
         config.inference_mode = True
-        wrapped = PeftModel.from_pretrained(model, str(folder), config=config, autocast_adapter_dtype=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # missing names are an error below
+            wrapped = PeftModel.from_pretrained(model, str(folder), config=config, autocast_adapter_dtype=False)
     except torch.OutOfMemoryError:
         raise
     except InputError:
@@ -242,6 +201,7 @@ def _with_adapter(model: PreTrainedModel, folder: Path, given: str, *, merge: bo
         )
     if merge:
         merged: PreTrainedModel = wrapped.merge_and_unload()
+        merged.requires_grad_(True)  # PEFT froze the base weights, which are the student's own now
         return merged
     base: PreTrainedModel = wrapped.get_base_model()  # the adapter's layers are inside it
     return base

@@ -225,7 +225,8 @@ class _Probe:
         scores = q @ k.mT * call.scale
         if call.softcap is not None:
             scores = (scores / call.softcap).tanh() * call.softcap
-        hidden = torch.ones(S, S, dtype=torch.bool, device=q.device).triu(1)
+        seen = torch.ones(S, S, dtype=torch.bool, device=q.device).tril()
+        hidden = ~(seen if call.window is None else seen.triu(1 - call.window))
         expected = (scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v).transpose(1, 2)
         error = (output.float().reshape(expected.shape) - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
         self.worst = max(self.worst, float(error))

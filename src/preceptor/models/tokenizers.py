@@ -35,9 +35,7 @@ _PROBES = (
 )
 
 
-def load_tokenizer(
-    spec: ModelSpec, *, announce: Callable[[str], None] | None = None
-) -> PreTrainedTokenizerBase:
+def load_tokenizer(spec: ModelSpec, *, announce: Callable[[str], None] | None = None) -> PreTrainedTokenizerBase:
     """Loads a model's tokenizer; that of its adapter's folder where there is one, with its template.
 
     The tokenizer returned has a padding token: its own, else the end token, which is safe because padding
@@ -56,8 +54,7 @@ def load_tokenizer(
         folder = adapter
     if not _has_tokenizer(folder) and not spec.trust_remote_code:
         raise InputError(
-            f"{where}: the folder holds none (tokenizer.json is missing); copy the tokenizer's files "
-            "beside the model"
+            f"{where}: the folder holds none (tokenizer.json is missing); copy the tokenizer's files beside the model"
         )
     try:
         with quiet_transformers():
@@ -70,17 +67,13 @@ def load_tokenizer(
                 f"{where}: needs Python code that comes with the model; read that code, and if you trust it, "
                 "set `trust_remote_code: true` for this model"
             ) from error
-        raise InputError(
-            f"{where}: could not be read ({first_sentence(error)}); copy its files again"
-        ) from error
+        raise InputError(f"{where}: could not be read ({first_sentence(error)}); copy its files again") from error
     if len(tokenizer) == 0:
         raise InputError(f"{where}: has no tokens; copy the tokenizer's files beside the model")
     if tokenizer.pad_token_id is None:
         substitute = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
         if substitute is None:
-            raise InputError(
-                f"{where}: has neither a padding nor an end token; set `pad_token` in its config"
-            )
+            raise InputError(f"{where}: has neither a padding nor an end token; set `pad_token` in its config")
         tokenizer.pad_token = substitute
         if announce is not None:
             announce(f"{where}: has no padding token; {substitute!r} is used for padding, which is masked")
@@ -148,11 +141,7 @@ def train_tokenizer(
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
-    backend = (
-        _train_bpe(texts, vocab_size, where)
-        if kind == "bpe"
-        else _characters(texts, vocab_size, announce, where)
-    )
+    backend = _train_bpe(texts, vocab_size, where) if kind == "bpe" else _characters(texts, vocab_size, announce, where)
     begin = backend.token_to_id(BOS)
     backend.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS}:1 $B:1", special_tokens=[(BOS, begin)]
@@ -189,9 +178,7 @@ def _characters(texts: Iterable[str], vocab_size: int, announce: Callable[[str],
 
     special = [UNKNOWN, BOS, EOS, PAD]
     if vocab_size <= len(special):
-        raise InputError(
-            f"{where}: `vocab_size` is {vocab_size}, but the special tokens alone are {len(special)}"
-        )
+        raise InputError(f"{where}: `vocab_size` is {vocab_size}, but the special tokens alone are {len(special)}")
     counts: Counter[str] = Counter()
     for text in _some(texts, where):
         counts.update(text)

@@ -67,9 +67,7 @@ def _sort(rng: random.Random) -> tuple[str, str]:
 
 
 def _count(rng: random.Random) -> tuple[str, str]:
-    bits = _word(rng, 5, 9, "01")
-    # Spelled with letters: the digits would make short prompts of this kind as few as their answers.
-    word = "".join(rng.choice("kxz") if bit == "0" else "a" for bit in bits)
+    word = "".join(rng.choice(("a", rng.choice("kxz"))) for _ in range(rng.randint(5, 9)))
     return f"count a in {word}", str(word.count("a"))
 
 

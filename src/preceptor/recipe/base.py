@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainValidator
@@ -111,15 +111,6 @@ Text = Annotated[str, PlainValidator(_text)]
 TextOrList = Annotated[str | list[str], PlainValidator(_text_or_list)]
 Names = Annotated[list[str], PlainValidator(_names)]
 Name = Annotated[str, PlainValidator(_name)]
-
-
-def text_means(key: str) -> Callable[[Any], Any]:
-    """Lets a bare string stand for `{key: string}`."""
-
-    def widen(value: Any) -> Any:
-        return {key: value} if isinstance(value, str) else value
-
-    return widen
 
 
 def stage_of(text: str) -> str | None:

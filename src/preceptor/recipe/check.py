@@ -29,6 +29,7 @@ def check(
     datasets: Mapping[str, DatasetSpec | None],
     stages: Mapping[str, Stage | None],
     overlap: OverlapSpec | None,
+    runs_dir: str | None = None,
 ) -> Iterator[Problem]:
     """Yields where and how the parts contradict each other; None stands for a part that is itself invalid.
 
@@ -38,6 +39,8 @@ def check(
         for name in parts:
             if not NAME.fullmatch(name) or name in RESERVED_NAMES:
                 yield (section, name), f"is not a usable name; write {NAME_RULE}"
+    if runs_dir is not None:
+        yield from _check_variables(("runs_dir",), runs_dir)
     if overlap is not None and overlap.drop_from not in datasets:
         yield ("overlap", "drop_from"), _unknown(overlap.drop_from, datasets, "dataset")
     for name, dataset in datasets.items():
@@ -48,9 +51,7 @@ def check(
             yield from _check_stage(name, stage, datasets, stages)
 
 
-def _check_dataset(
-    path: KeyPath, dataset: DatasetSpec, stages: Mapping[str, Stage | None]
-) -> Iterator[Problem]:
+def _check_dataset(path: KeyPath, dataset: DatasetSpec, stages: Mapping[str, Stage | None]) -> Iterator[Problem]:
     for key, value in (("path", dataset.path), ("test", dataset.test)):
         for text in one_or_many(value):
             source = stage_of(text)
@@ -166,7 +167,7 @@ def _check_source(
     path: KeyPath, text: str, source: str, stages: Mapping[str, Stage | None], want: str, reader: str | None
 ) -> Iterator[Problem]:
     if source not in stages:
-        yield path, f"is {text!r}, but {_unknown(source, stages, 'stage').removeprefix('names ')}"
+        yield path, f"is {text!r}, but {source!r} {_no(source, stages, 'stage')}"
         return
     stage = stages[source]
     if stage is not None:
@@ -203,7 +204,7 @@ def _check_variables(path: KeyPath, text: str) -> Iterator[Problem]:
     try:
         expand(text)
     except InputError as error:
-        yield path, f"is {error}"
+        yield path, f"is wrong: {error}"
 
 
 def _lora_of(text: str, stages: Mapping[str, Stage | None]) -> bool:
@@ -212,5 +213,8 @@ def _lora_of(text: str, stages: Mapping[str, Stage | None]) -> bool:
 
 
 def _unknown(name: str, options: Mapping[str, Any] | list[str], what: str) -> str:
-    known = ", ".join(options) or "none"
-    return f"names {name!r}, which is no {what}{did_you_mean(name, options)}; there is {known}"
+    return f"names {name!r}, which {_no(name, options, what)}"
+
+
+def _no(name: str, options: Mapping[str, Any] | list[str], what: str) -> str:
+    return f"is no {what}{did_you_mean(name, options)}; there is {', '.join(options) or 'none'}"

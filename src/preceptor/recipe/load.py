@@ -57,7 +57,8 @@ def _validated(raw: dict[str, Any], source: Source, folder: Path) -> Recipe:
     datasets = {name: _part(TypeAdapter(DatasetSpec), value) for name, value in _section(raw, "data").items()}
     stages = {name: _part(_STAGE, value) for name, value in _section(raw, "stages").items()}
     overlap = _part(TypeAdapter(OverlapSpec), raw.get("overlap"))
-    for path, what in check(datasets, stages, overlap):
+    runs_dir = raw.get("runs_dir")
+    for path, what in check(datasets, stages, overlap, runs_dir if isinstance(runs_dir, str) else None):
         errors.append(source.sentence(path, what))
     if errors or recipe is None:
         raise InputErrors(list(dict.fromkeys(errors)))

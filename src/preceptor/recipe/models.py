@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, PlainValidator
 
-from preceptor.recipe.base import Names, Spec, Text, Whole1, choice, real, text_means, wanted
+from preceptor.recipe.base import Names, Spec, Text, Whole1, choice, real, wanted
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
@@ -23,9 +23,7 @@ class ModelSpec(Spec):
     path: Text
     revision: Text | None = None
     """Branch, tag or commit of a Hub model."""
-    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16", "float64"], choice(*DTYPES)] | None = (
-        None
-    )
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16", "float64"], choice(*DTYPES)] | None = None
     """Parameters' type in memory; None is float32 for students and the checkpoint's for teachers."""
     quantization: dict[str, Any] | None = None
     """Keys of the transformers quantisation config, with `quant_method`."""
@@ -36,13 +34,19 @@ class ModelSpec(Spec):
     """Runs Python that comes with the model; off unless written here."""
 
 
-Model = Annotated[ModelSpec, BeforeValidator(text_means("path"))]
+def _model(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"path": value}
+    if isinstance(value, dict | ModelSpec):
+        return value
+    raise wanted("a folder, a Hub id, `stage:NAME`, or a mapping with `path`")
+
+
+Model = Annotated[ModelSpec, BeforeValidator(_model)]
 
 
 def _target_modules(value: Any) -> str | list[str]:
-    if value == "all-linear" or (
-        isinstance(value, list) and value and all(isinstance(v, str) for v in value)
-    ):
+    if value == "all-linear" or (isinstance(value, list) and value and all(isinstance(v, str) for v in value)):
         return value  # type: ignore[no-any-return]
     raise wanted("all-linear or a list of module names")
 

@@ -31,9 +31,7 @@ class LogitsSpec(TermSpec):
     """Divergence between the teacher's and the student's next-token distributions."""
 
     kind: Literal["logits"] = "logits"
-    divergence: Annotated[Literal["forward_kl", "reverse_kl", "jsd", "skew_kl"], choice(*DIVERGENCES)] = (
-        "forward_kl"
-    )
+    divergence: Annotated[Literal["forward_kl", "reverse_kl", "jsd", "skew_kl"], choice(*DIVERGENCES)] = "forward_kl"
     temperature: Positive = 1.0
     """Divides both models' logits; the value carries the factor temperature²."""
     beta: Annotated[float, real(0.0, 1.0, above=True, below=True)] = 0.5
@@ -49,9 +47,7 @@ def _layers(value: Any) -> str | tuple[tuple[int, int], ...]:
         pairs = [tuple(pair) if isinstance(pair, list | tuple) else () for pair in value]
         if all(len(pair) == 2 and all(type(i) is int and i >= 0 for i in pair) for pair in pairs):
             return tuple((pair[0], pair[1]) for pair in pairs)
-    raise wanted(
-        "auto, uniform, last, assign, or a list of [student layer, teacher layer] pairs counted from 0"
-    )
+    raise wanted("auto, uniform, last, assign, or a list of [student layer, teacher layer] pairs counted from 0")
 
 
 class AttentionSpec(TermSpec):

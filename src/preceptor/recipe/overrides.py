@@ -31,8 +31,7 @@ def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> tuple[dict
             key, separator, text = override.partition("=")
             if not separator or not key.strip():
                 raise InputError(
-                    f"override {override!r}: is not KEY=VALUE; "
-                    "write it such as stages.kd.training.learning_rate=1e-5"
+                    f"override {override!r}: is not KEY=VALUE; write it such as stages.kd.training.learning_rate=1e-5"
                 )
             value, _ = parse_yaml(text, f"override {override!r}")
             applied[_set(result, key.strip(), value, override)] = override
@@ -80,7 +79,6 @@ def _next_step(here: Any, path: KeyPath, rest: list[str], override: str) -> tupl
     if path in (("data",), ("stages",)):
         known = ", ".join(here) or "none"
         raise InputError(
-            f"override {override!r}: there is no {rest[0]!r} in {where}{did_you_mean(rest[0], here)}; "
-            f"it has {known}"
+            f"override {override!r}: there is no {rest[0]!r} in {where}{did_you_mean(rest[0], here)}; it has {known}"
         )
     return rest[0], rest[1:]

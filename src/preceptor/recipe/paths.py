@@ -33,16 +33,10 @@ def expand(text: str) -> str:
     def value(match: re.Match[str]) -> str:
         name = match[1] or match[2]
         if name not in os.environ:
-            raise InputError(
-                f"{text!r} uses the environment variable {name}, which is not set; export {name} first"
-            )
+            raise InputError(f"{text!r} uses the environment variable {name}, which is not set; export {name} first")
         return os.environ[name]
 
-    return (
-        str(Path(replaced).expanduser())
-        if (replaced := _VARIABLE.sub(value, text)).startswith("~")
-        else replaced
-    )
+    return str(Path(replaced).expanduser()) if (replaced := _VARIABLE.sub(value, text)).startswith("~") else replaced
 
 
 def local_path(text: str, folder: Path) -> Path | None:
@@ -52,14 +46,13 @@ def local_path(text: str, folder: Path) -> Path | None:
     is written `name` or `owner/name` without the ending of a data file, is a Hub id. Raises InputError for
     what is neither.
     """
-    path = Path(expand(text))
+    written = expand(text)
+    path = Path(written)
     for base in (folder, Path.cwd()):
         candidate = base / path  # an absolute path stays as it is
         if candidate.exists():
             return candidate.absolute()
-    if _HUB_ID.fullmatch(str(path)) and not text.endswith("/") and not str(path).endswith(_FILE_SUFFIXES):
+    if _HUB_ID.fullmatch(written) and not written.endswith(_FILE_SUFFIXES):
         return None
     where = f"{path}" if path.is_absolute() else f"{path} in {folder} or {Path.cwd()}"
-    raise InputError(
-        f"{text!r} does not exist: there is no {where}; mend the path, or give a Hub id owner/name"
-    )
+    raise InputError(f"{text!r} does not exist: there is no {where}; mend the path, or give a Hub id owner/name")

@@ -57,15 +57,11 @@ class Recipe(Spec):
 
     def stage_datasets(self, name: str) -> list[str]:
         """The datasets a stage reads, without repetition."""
-        return list(
-            dict.fromkeys(used for names in datasets_of(self.stages[name]).values() for used in names)
-        )
+        return list(dict.fromkeys(used for names in datasets_of(self.stages[name]).values() for used in names))
 
     def stage_reads(self, name: str) -> list[str]:
         """The earlier stages whose results a stage reads directly, in the recipe's order."""
-        texts = [
-            text for model in models_of(self.stages[name]).values() for text in (model.path, model.adapter)
-        ]
+        texts = [text for model in models_of(self.stages[name]).values() for text in (model.path, model.adapter)]
         for used in self.stage_datasets(name):
             dataset = self.dataset(used)
             texts += [*one_or_many(dataset.path), *one_or_many(dataset.test)]

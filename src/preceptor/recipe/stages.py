@@ -120,9 +120,7 @@ class TrainingStage(Spec):
         if batch is None:
             return self
         if type(batch) is not int or batch < 1:
-            raise broken_rule(
-                f"training.per_device_train_batch_size is {batch!r}; write a whole number of at least 1"
-            )
+            raise broken_rule(f"training.per_device_train_batch_size is {batch!r}; write a whole number of at least 1")
         if self.rows_per_step % batch:
             raise broken_rule(
                 f"rows_per_step is {self.rows_per_step}, which is not a multiple of "

@@ -61,9 +61,7 @@ def read_yaml(path: Path) -> tuple[Any, Lines]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8 text") from None
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); check its path and permissions"
-        ) from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check its path and permissions") from None
     return parse_yaml(text, str(path))
 
 
@@ -82,16 +80,12 @@ def parse_yaml(text: str, source: str) -> tuple[Any, Lines]:
         where = f"{source}:{mark.line + 1}" if mark else source
         problem = error.problem or error.context or "cannot be read"
         column = f" at column {mark.column + 1}" if mark else ""
-        raise InputError(
-            f"{where}: is not YAML: {problem}{column}; mend the line or the one above it"
-        ) from None
+        raise InputError(f"{where}: is not YAML: {problem}{column}; mend the line or the one above it") from None
     except yaml.YAMLError as error:
         problem = " ".join(str(error).split())
         raise InputError(f"{source}: is not YAML: {problem}; save it as plain UTF-8 text") from None
     except RecursionError:
-        raise InputError(
-            f"{source}: is nested deeper than {MAX_DEPTH} levels; a recipe needs about 6"
-        ) from None
+        raise InputError(f"{source}: is nested deeper than {MAX_DEPTH} levels; a recipe needs about 6") from None
     return value, reader.lines
 
 

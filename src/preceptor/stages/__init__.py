@@ -3,7 +3,7 @@
 An executor is `execute(spec, context) -> results`: it writes into `context.directory` and returns what
 `stage.json` should record (JSON values). It finds an unfinished directory as it was left, and resumes from
 it. A check is `check_training(training)`: it raises InputError for keys or values that the stage would
-refuse later.
+refuse later, in sentences that begin with `training`.
 """
 
 from __future__ import annotations

@@ -35,9 +35,7 @@ class StageContext:
         changes: dict[str, object] = {}
         if spec.adapter is not None:
             source = stage_of(spec.adapter)
-            changes["adapter"] = (
-                self._local(spec.adapter) if source is None else str(self._of(source) / "adapter")
-            )
+            changes["adapter"] = self._local(spec.adapter) if source is None else str(self._of(source) / "adapter")
         source = stage_of(spec.path)
         if source is None:
             return spec.model_copy(update={**changes, "path": self._local(spec.path)})

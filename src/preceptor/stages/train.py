@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainingArguments, set_seed
+from transformers.utils.logging import disable_progress_bar
 
 from preceptor.checkpoints import last_checkpoint
 from preceptor.data.collator import Collator
@@ -24,8 +25,8 @@ from preceptor.models.save import save_model
 from preceptor.models.tokenizers import check_tokenizer_fits, load_tokenizer, same_tokenizer
 from preceptor.objective import Attention, Logits, NextToken, Objective, Term
 from preceptor.recipe import AttentionSpec, DistillStage, LogitsSpec, LoraSpec, ModelSpec, NextTokenSpec, SftStage
-from preceptor.recipe.base import stage_of
 from preceptor.stages.context import StageContext
+from preceptor.stages.datasets import specs_for
 from preceptor.teachers import ModelTeacher
 from preceptor.trainer import DistillationTrainer
 
@@ -52,8 +53,10 @@ def _arguments(training: dict[str, Any], directory: Path, *, seed: int, accumula
         "gradient_accumulation_steps": accumulation,
         "remove_unused_columns": False,
     }
+    # Without a device to copy to, torch warns that pinning does nothing.
+    pinned = {"dataloader_pin_memory": torch.cuda.is_available()}
     try:
-        return TrainingArguments(**{**DEFAULTS, **training, **owned})
+        return TrainingArguments(**{**DEFAULTS, **pinned, **training, **owned})
     except (ValueError, TypeError, ImportError) as error:
         said = str(error).strip().split("\n")[0]
         raise InputError(
@@ -80,6 +83,7 @@ def execute(spec: SftStage | DistillStage, context: StageContext) -> dict[str, A
     Raises:
         InputError: whatever loading models and data refuses, before any training.
     """
+    disable_progress_bar()  # one per written file, in a log made of lines
     student_spec = context.resolve_model(spec.student if isinstance(spec, DistillStage) else spec.model)
     teacher_spec = context.resolve_model(spec.teacher) if isinstance(spec, DistillStage) else None
     tokenizer = _tokenizer(student_spec, teacher_spec, context)
@@ -122,15 +126,7 @@ def _prepare(
 ) -> dict[str, PreparedDataset]:
     """The stage's datasets, prompts compared among all datasets of the recipe that exist by now."""
     names = spec.dataset_names
-    specs, generated = {}, set()
-    for name in dict.fromkeys([*names, *context.recipe.data]):
-        resolved = context.resolve_dataset(name)
-        path = context.recipe.dataset(name).path
-        if isinstance(path, str) and stage_of(path) is not None:
-            generated.add(name)
-            if name not in names and not Path(str(resolved.path)).exists():
-                continue
-        specs[name] = resolved
+    specs, generated = specs_for(names, context)
     return prepare_datasets(
         names,
         specs,

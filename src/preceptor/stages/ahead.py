@@ -1,0 +1,52 @@
+"""What can be checked of all stages before the first one runs for hours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from preceptor.errors import InputError, InputErrors
+from preceptor.recipe import InitStage, ModelSpec, Recipe, TrainingStage, models_of
+from preceptor.recipe.base import stage_of
+from preceptor.stages import check_of, model_check
+from preceptor.stages.context import StageContext, run_directory
+
+
+def check_ahead(recipe: Recipe, names: Sequence[str], *, models: bool = True) -> None:
+    """Checks the data paths, the `training:` blocks and (with `models`) the model files of the named stages.
+
+    Models named on the Hub are fetched into the cache for that. Raises InputErrors with all that is wrong.
+    """
+    errors: list[str] = []
+    seen: list[ModelSpec] = []
+    for name in names:
+        stage = recipe.stages[name]
+        where = f"{recipe.source}: stages.{name}"
+        check = check_of(stage.kind)
+        if check is not None and isinstance(stage, TrainingStage) and stage.training:
+            errors += _found(f"{where}.", check, stage.training)
+        context = StageContext(recipe, name, run_directory(recipe) / name, recipe.seed, print)
+        if recipe.stage_datasets(name):  # prompts are compared among all datasets, so all must be there
+            for dataset in recipe.data:
+                errors += _found(f"{recipe.source}: data.{dataset}.path: ", context.resolve_dataset, dataset)
+        for key, model in models_of(stage).items():
+            if not models or isinstance(stage, InitStage) or stage_of(model.path):
+                continue  # a tokenizer alone, or a model that is yet to be made
+            unmade = model.adapter is not None and stage_of(model.adapter)
+            spec = context.resolve_model(model.model_copy(update={"adapter": None}) if unmade else model)
+            if spec not in seen:
+                seen.append(spec)
+                errors += _found(f"{where}.{key}: ", model_check(), spec)
+    if errors:
+        raise InputErrors(list(dict.fromkeys(errors)))
+
+
+def _found(where: str, check: Callable[[Any], object], value: Any) -> list[str]:
+    """The sentences with which `check` refuses `value`."""
+    try:
+        check(value)
+    except InputErrors as error:
+        return [where + sentence for sentence in error.errors]
+    except InputError as error:
+        return [f"{where}{error}"]
+    return []

@@ -1,0 +1,60 @@
+"""The model card names teacher, data, losses and results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from preceptor.models.card import render_card, write_card
+
+
+def test_a_distilled_model() -> None:
+    card = render_card(
+        name="shop",
+        stage="kd",
+        kind="distill",
+        student="org/base",
+        teacher="org/big",
+        data={"general": 0.9, "shop": 0.1},
+        losses=[{"kind": "logits", "weight": 1.0, "temperature": 2.0}, {"kind": "attention", "weight": 0.5}],
+        training={"learning_rate": 2e-5},
+        results={"after": {"general": {"logits": 0.25361}}},
+        seed=43,
+        versions={"torch": "2.13"},
+    )
+    for line in (
+        "base_model: org/base",
+        "- knowledge-distillation",
+        "# shop: kd",
+        "Distilled from the teacher `org/big` into `org/base`.",
+        "| general | 0.9 |",
+        "| logits | 1 | temperature 2 |",
+        "| attention | 0.5 | – |",
+        "| learning_rate | 2e-05 |",
+        "| after.general.logits | 0.2536 |",
+        "Made with preceptor (seed 43, torch 2.13).",
+    ):
+        assert line in card.splitlines()
+
+
+def test_teachers_by_route_and_cells_that_would_break_the_table(tmp_path: Path) -> None:
+    write_card(
+        tmp_path,
+        name="shop",
+        stage="dae",
+        kind="distill",
+        teacher={"shop": "expert", "general": "base"},
+        data=["a", "b"],
+        results={"odd|name\n": 1234567},
+    )
+    card = (tmp_path / "README.md").read_text()
+    assert "Distilled into a new model from the teachers below, each on its own rows." in card
+    assert "| shop | expert |" in card
+    assert "- a\n- b" in card
+    assert "| odd\\|name  | 1,234,567 |" in card
+
+
+def test_untrained_and_fine_tuned() -> None:
+    assert "A model with untrained weights, drawn from a seed." in render_card(name="a", stage="b", kind="init")
+    card = render_card(name="a", stage="b", kind="sft", student="./local")
+    assert "Fine-tuned from `./local` on the data below." in card
+    assert "base_model" not in card

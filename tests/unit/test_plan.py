@@ -1,0 +1,114 @@
+"""A plan tells what a run would do, and writes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from preceptor.cli import main
+from preceptor.errors import InputError
+from preceptor.plan import plan, render
+from preceptor.recipe import load_recipe
+from preceptor.runs import run
+
+RECIPE = """\
+name: tiny
+data:
+  shop: {path: shop.jsonl, holdout: 2, allow_drops: true}
+stages:
+  student:
+    kind: init
+    config: {model_type: llama, hidden_size: 8, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2,
+             num_key_value_heads: 1, vocab_size: 64}
+    tokenizer: {kind: characters, train_on: shop, vocab_size: 64}
+  sft: {kind: sft, model: stage:student, data: shop, rows_per_step: 4, max_length: 64}
+  stories: {kind: generate, model: stage:sft, rows: 3}
+  more: {kind: sft, model: stage:sft, data: {shop: 0.5, stage:stories: 0.5}}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    rows = [{"prompt": f"add {n} and {n}", "completion": f"it is {2 * n}"} for n in range(12)]
+    rows.append({"prompt": "long " * 30, "completion": "no"})
+    (tmp_path / "shop.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def silent(line: str) -> None:
+    pass
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*"))
+
+
+def test_before_anything_has_run(folder: Path) -> None:
+    before = files(folder)
+    result = plan(load_recipe("recipe.yaml"), log=silent)
+    stages = result["stages"]
+    assert list(stages) == ["student", "sft", "stories", "more"]
+    hidden, inner, vocabulary = 8, 16, 64
+    attention = 2 * hidden * hidden + 2 * hidden * hidden // 2
+    per_layer = attention + 3 * hidden * inner + 2 * hidden
+    assert stages["student"]["models"]["result"]["parameters"] == per_layer + hidden + 2 * vocabulary * hidden
+    assert stages["sft"]["models"]["model"]["parameters"] == "known after stage student"
+    assert stages["sft"]["data"] == {"shop": "known after stage student"}
+    assert not any(stage["done"] for stage in stages.values())
+    assert files(folder) == before
+
+
+def test_after_the_stages_before_have_run(folder: Path) -> None:
+    recipe = load_recipe("recipe.yaml")
+    run(recipe, only="student", log=silent)
+    before = files(folder)
+    result = plan(recipe, log=silent)
+    sft = result["stages"]["sft"]
+    assert result["stages"]["student"]["done"]
+    shop = sft["data"]["shop"]
+    assert shop["rows"] + shop["holdout"] == 12
+    assert shop["dropped"] == {"no target within 64 tokens": 1}
+    assert sft["rows_per_epoch"] == shop["rows"]
+    assert sft["steps_per_epoch"] == 3
+    assert sft["epoch"]["shop"]["rows"] == shop["rows"]
+    assert shop["sample"].count("⟦") == 1
+    prompt, target = shop["sample"].split("⟦")
+    assert prompt.startswith("<s>")
+    assert "add " in prompt
+    assert "it is " in target
+    assert target.endswith("</s>⟧")
+    more = result["stages"]["more"]
+    assert more["data"]["stage:stories"] == "known after stage stories"
+    assert more["rows_per_epoch"] == "known after stage stories" or more["data"]["shop"] == "known after stage sft"
+    assert files(folder) == before
+
+    text = render(result)
+    assert text.startswith(f"tiny -> {folder / 'runs/tiny'}, seed 43\n\nstudent: init (done)\n")
+    assert f"  an epoch: {shop['rows']} rows, 3 steps of 4\n" in text
+    assert "dropped 1: no target within 64 tokens" in text
+
+
+def test_the_command_line_prints_one_json_object(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "recipe.yaml", "--json", "seed=9"]) == 0
+    assert json.loads(capsys.readouterr().out)["seed"] == 9
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("data.shop.path=shop.json", "'shop.json' does not exist"),
+        ("stages.sft.model=./nothing", "'./nothing' does not exist"),
+        ("stages.sft.training={learning_rat: 1}", "learning_rat: is not a key of transformers.TrainingArguments"),
+        ("stages.student.config.hidden_sizes=3", "hidden_sizes: is not a key of the llama config"),
+    ],
+)
+def test_wrong_input(override: str, sentence: str, folder: Path) -> None:
+    recipe = load_recipe("recipe.yaml", [override])
+    with pytest.raises(InputError) as caught:
+        plan(recipe, log=silent)
+    assert sentence in str(caught.value)
+    assert not (folder / "runs").exists()
