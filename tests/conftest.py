@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+# Toy tensors gain nothing from threads, and workers of pytest-xdist would fight over the cores.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

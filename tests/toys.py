@@ -20,7 +20,9 @@ def llama(seed: int, dtype: torch.dtype = torch.float32, *, sharpness: float = 1
     return _model(LlamaConfig, LlamaForCausalLM, seed, dtype, sharpness, changes)
 
 
-def mistral(seed: int, dtype: torch.dtype = torch.float32, *, sharpness: float = 1.0, **changes: Any) -> PreTrainedModel:
+def mistral(
+    seed: int, dtype: torch.dtype = torch.float32, *, sharpness: float = 1.0, **changes: Any
+) -> PreTrainedModel:
     """A random Mistral, with a sliding window where `sliding_window` is given."""
     return _model(MistralConfig, MistralForCausalLM, seed, dtype, sharpness, {"sliding_window": None, **changes})
 

@@ -94,7 +94,8 @@ class DistillationTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """N, the target positions of the whole optimiser step on all ranks."""
         count = sum(int(inputs["target_mask"].sum()) for inputs in batch_samples)
-        return self.accelerator.reduce(torch.tensor(count, device=device), "sum")
+        everywhere: Tensor = self.accelerator.reduce(torch.tensor(count, device=device), "sum")
+        return everywhere
 
     def compute_loss(
         self,
@@ -115,7 +116,7 @@ class DistillationTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         state = self.accelerator.gradient_state
         if num_items_in_batch is not None and int(num_items_in_batch) == 0 and state.sync_gradients:
             # Nothing to learn from: without this, weight decay and momentum would still move the weights.
@@ -168,7 +169,7 @@ class DistillationTrainer(Trainer):
             for route, means in found.means().items():
                 metrics |= {f"{metric_key_prefix}_{name}/{route}": means[name] for name in found.names}
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def measure(self, rows: Sequence[EncodedRow]) -> TermSums:
@@ -230,5 +231,3 @@ def _check_precision(model: nn.Module, args: TrainingArguments) -> None:
             f"student: its trainable parameters are {given}, in which most updates round away (learning rate "
             f"{args.learning_rate:g}); load it in float32 and set `training: {{bf16: true}}` to compute in bfloat16"
         )
-
-

@@ -116,7 +116,9 @@ def rank_main(rank: int, directory: str) -> None:
     try:
         for engine, tied, checkpointing in CASES:
             student, teacher = models(tied, torch.float64)
-            _run_rank(engine, student, teacher, checkpointing, rank, Path(directory) / case_name(engine, tied, checkpointing))
+            _run_rank(
+                engine, student, teacher, checkpointing, rank, Path(directory) / case_name(engine, tied, checkpointing)
+            )
     finally:
         dist.destroy_process_group()
 

@@ -30,7 +30,8 @@ def _attend(module, query, key, value, attention_mask=None, scaling=None, slidin
         scores = query[:, h] @ key[:, h // group].transpose(1, 2) * scaling
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
-        seen = torch.tensor([[j <= i and (not sliding_window or i - j < sliding_window) for j in range(S)] for i in range(S)])
+        window = sliding_window or S
+        seen = torch.tensor([[j <= i and i - j < window for j in range(S)] for i in range(S)])
         maps[:, h] = torch.where(seen, scores, -torch.inf).softmax(-1)
     _maps.append(maps)
     output = torch.stack([maps[:, h] @ value[:, h // group] for h in range(query.shape[1])], 2)
@@ -99,12 +100,12 @@ def terms_of_row(
         p_T = (logits_T[t, :V] / temperature).softmax(-1)
         p_S = (logits_S[t, :V] / temperature).softmax(-1)
         sums["logits"] = sums["logits"] + temperature**2 * divergence(p_T, p_S, kind, beta, alpha)
-        for s, l in layer_map.items():
+        for s, theirs in layer_map.items():
             H = len(maps_S[s])
             for h in range(H):
                 first = 0 if window is None else max(0, t - window + 1)
                 a_S = maps_S[s][h, t, first : t + 1]
-                a_T = maps_T[l][h if heads is None else heads[h], t, first : t + 1]
+                a_T = maps_T[theirs][h if heads is None else heads[h], t, first : t + 1]
                 value = divergence(a_T / a_T.sum(), a_S / a_S.sum(), "forward_kl")
                 sums["attention"] = sums["attention"] + value / (H * len(layer_map))
     return sums

@@ -30,11 +30,7 @@ def dense_attention_kl(
         slots = [t for t in range(batch.input_ids.shape[1]) if batch.target_mask[b, t]]
         for r, t in enumerate(slots):
             window = min(w or 10**9 for w in (student.window, teacher.window))
-            keys = [
-                j
-                for j in range(t + 1)
-                if batch.segment_ids[b, j] == batch.segment_ids[b, t] and t - j < window
-            ]
+            keys = [j for j in range(t + 1) if batch.segment_ids[b, j] == batch.segment_ids[b, t] and t - j < window]
             for h in range(student.q_BHRD.shape[1]):
                 rows = []
                 for scores, head, group in ((student, h, group_S), (teacher, heads[h], group_T)):

@@ -14,6 +14,7 @@ from oracle import brute
 from preceptor.objective import Attention, Logits, NextToken, Objective
 from preceptor.teachers import ModelTeacher
 
+WINDOW_4 = {"sliding_window": 4}
 LENGTHS, ANSWERS = [11, 7, 14, 5, 9], [5, 0, 9, 4, 1]
 
 CASES: dict[str, dict[str, Any]] = {
@@ -26,8 +27,8 @@ CASES: dict[str, dict[str, Any]] = {
     "attention": {"attention": {}},
     "all terms, left padding": {"next_token": {}, "logits": {}, "attention": {}, "padding_side": "left"},
     "all terms, packed": {"next_token": {}, "logits": {}, "attention": {}, "packed": True},
-    "sliding window": {"logits": {}, "attention": {}, "student": {"sliding_window": 4}, "teacher": {"sliding_window": 4}},
-    "common window": {"attention": {}, "student": {"sliding_window": 3}, "teacher": {"sliding_window": 6}, "window": 3},
+    "sliding window": {"logits": {}, "attention": {}, "student": WINDOW_4, "teacher": WINDOW_4},
+    "common window": {"attention": {}, "student": {"sliding_window": 3}, "teacher": WINDOW_4, "window": 3},
     "deeper teacher": {"attention": {}, "teacher": {"num_hidden_layers": 5}, "map": {0: 2, 1: 4}},
     "deeper student": {"attention": {}, "student": {"num_hidden_layers": 3}, "map": {0: 0, 1: 1, 2: 1}},
     "chosen layers": {"attention": {"layers": [(1, 0)]}, "map": {1: 0}},

@@ -83,9 +83,7 @@ class StudentObserver:
                 here, ours = self.batch.select(part.rows), _select(scores, part.rows)
             weight_BR = here.targets.valid_BR * (weight_B if part.rows is None else weight_B[part.rows])[:, None]
             teacher = part.attention[link.teacher_layer]
-            result = attention_kl(
-                ours, teacher, here.targets, weight_BR, heads=link.heads, needs_grad=self.wants_grad
-            )
+            result = attention_kl(ours, teacher, here.targets, weight_BR, heads=link.heads, needs_grad=self.wants_grad)
             value_B = result.value_BHR.double().sum((1, 2)) * share
             self.sums_TK[-1].index_add_(0, here.routes, value_B)
             grads.append((part.rows, result.dq_BHRD, result.dk_BGSD))
@@ -95,7 +93,9 @@ class StudentObserver:
     def gradients(self, layer: int, positions: int) -> tuple[Tensor, Tensor]:
         """dq [B,H,S,D] and dk [B,G,S,D] of the loss at one layer; given away once, then freed."""
         if self.scale is None:
-            raise RuntimeError("the attention term's gradient was asked for before the loss's backward reached the head")
+            raise RuntimeError(
+                "the attention term's gradient was asked for before the loss's backward reached the head"
+            )
         dq_BHRD, dk_BGSD = self._gradients.pop(layer)
         B, H, _, D = dq_BHRD.shape
         index = self.batch.targets.position_BR[:, None, :, None].expand(B, H, -1, D)
@@ -171,7 +171,8 @@ class _Chunks:
         for first, last, part in self.spans:
             start, stop = max(first, rows.start), min(last, rows.stop)
             if start < stop:
-                assert part.head is not None and part.hidden_ND is not None
+                assert part.head is not None
+                assert part.hidden_ND is not None
                 tokens = min(logits_nV.shape[1], len(part.head.weight_VD), self.vocabulary or logits_nV.shape[1])
                 teacher_nV = part.head.first(tokens).logits(part.hidden_ND[start - first : stop - first])
                 ours_nV = logits_nV[start - rows.start : stop - rows.start]
@@ -225,7 +226,9 @@ class _InjectGradient(torch.autograd.Function):
     """Identity on the attention output whose backward adds the attention term's gradient to queries and keys."""
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, q_BHSD: Tensor, k_BGSD: Tensor, observer: StudentObserver, layer: int) -> Tensor:
+    def forward(
+        ctx: Any, output: Tensor, q_BHSD: Tensor, k_BGSD: Tensor, observer: StudentObserver, layer: int
+    ) -> Tensor:
         ctx.observer, ctx.layer = observer, layer
         ctx.positions = q_BHSD.shape[2]
         return output.view_as(output)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainingArguments, set_seed
@@ -24,11 +24,14 @@ from preceptor.models.load import load_model, source_dtype
 from preceptor.models.save import save_model
 from preceptor.models.tokenizers import check_tokenizer_fits, load_tokenizer, same_tokenizer
 from preceptor.objective import Attention, Logits, NextToken, Objective, Term
-from preceptor.recipe import AttentionSpec, DistillStage, LogitsSpec, LoraSpec, ModelSpec, NextTokenSpec, SftStage
+from preceptor.recipe import DistillStage, LogitsSpec, LoraSpec, ModelSpec, NextTokenSpec, SftStage
 from preceptor.stages.context import StageContext
 from preceptor.stages.datasets import specs_for
 from preceptor.teachers import ModelTeacher
 from preceptor.trainer import DistillationTrainer
+
+if TYPE_CHECKING:
+    from preceptor.objective.attention import LayerPolicy
 
 # What differs from transformers' own defaults, and may be set in a recipe's `training:` block all the same.
 DEFAULTS = {"logging_steps": 10, "save_total_limit": 2, "disable_tqdm": True, "report_to": "none"}
@@ -165,16 +168,16 @@ def build_terms(spec: SftStage | DistillStage) -> list[Term]:
     """The objective's terms as the recipe gives them."""
     terms: list[Term] = []
     for term in spec.objective:
-        common: dict[str, Any] = {"weight": term.weight, "routes": tuple(term.routes) if term.routes else None}
+        routes = None if term.routes is None else tuple(term.routes)
         if isinstance(term, NextTokenSpec):
-            terms.append(NextToken(**common))
+            terms.append(NextToken(term.weight, routes))
         elif isinstance(term, LogitsSpec):
-            shape = {"divergence": term.divergence, "temperature": term.temperature}
-            terms.append(Logits(**common, **shape, beta=term.beta, alpha=term.alpha))
+            terms.append(
+                Logits(term.weight, routes, term.divergence, term.temperature, beta=term.beta, alpha=term.alpha)
+            )
         else:
-            assert isinstance(term, AttentionSpec)
-            shape = {"layers": term.layers, "heads": term.heads}
-            terms.append(Attention(**common, **shape, calibration_rows=term.calibration_rows))
+            layers = cast("LayerPolicy | tuple[tuple[int, int], ...]", term.layers)
+            terms.append(Attention(term.weight, routes, layers, term.heads, term.calibration_rows))
     return terms
 
 
