@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from preceptor import Attention, Logits, ModelTeacher, Objective, TokenBatch
+from preceptor import Attention, Collator, Logits, ModelTeacher, Objective, TokenBatch, load_rows
 
 
 def distil(
@@ -40,12 +40,10 @@ def distil(
 
 def main(teacher_path: str, student_path: str, rows_path: str, out: str) -> None:
     """Distil STUDENT on the rows of one file with both of the paper's losses."""
-    from preceptor.data import Collator, encode_file
-
     tokenizer = AutoTokenizer.from_pretrained(student_path)
     student = AutoModelForCausalLM.from_pretrained(student_path, dtype=torch.float32)
     teacher = ModelTeacher(AutoModelForCausalLM.from_pretrained(teacher_path))
-    rows = encode_file(rows_path, tokenizer, max_length=512)
+    rows = load_rows(rows_path, tokenizer, max_length=512)
     collate = Collator(tokenizer.pad_token_id or tokenizer.eos_token_id, route_names=["rows"])
     batches = [TokenBatch.from_inputs(collate(rows[i : i + 8])) for i in range(0, len(rows) - 7, 8)]
     steps = [batches[i : i + 2] for i in range(0, len(batches) - 1, 2)]

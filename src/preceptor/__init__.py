@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from preceptor.data.collator import Collator
+    from preceptor.data.prepare import load_rows
     from preceptor.objective import Attention, Logits, NextToken, Objective
     from preceptor.recipe import load_recipe
     from preceptor.runs import run
@@ -29,6 +30,7 @@ _HOMES = {
     "NextToken": "preceptor.objective",
     "Objective": "preceptor.objective",
     "TokenBatch": "preceptor.signals",
+    "load_rows": "preceptor.data.prepare",
     "load_recipe": "preceptor.recipe",
     "run": "preceptor.runs",
 }
@@ -44,6 +46,7 @@ __all__ = [
     "TokenBatch",
     "__version__",
     "load_recipe",
+    "load_rows",
     "run",
 ]
 

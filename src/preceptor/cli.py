@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from preceptor import __version__
+from preceptor.distributed import LeaderEnded, is_main, launch, launch_arguments, processes_to_start
 from preceptor.errors import InputError, InputErrors, RunFailed, accepted, did_you_mean
 from preceptor.files import json_text
 
@@ -65,11 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(2, [str(error)], as_json)
     except RunFailed as error:
         return _fail(1, [str(error)], as_json)
+    except LeaderEnded as end:
+        return end.code
     except BrokenPipeError:  # `preceptor plan … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt as stop:
-        return _fail(130, [str(stop) or "interrupted"], as_json)
+        return _fail(130, [str(stop) or "interrupted"] if is_main() else [], as_json)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -116,10 +119,14 @@ def _run(arguments: list[str]) -> int:
     if options.out is not None:
         overrides.append("runs_dir=" + json_text(options.out))
 
-    from preceptor.recipe import load_recipe
+    from preceptor.recipe import TrainingStage, load_recipe
     from preceptor.runs import run
 
     recipe = load_recipe(options.recipe, overrides)
+    processes = processes_to_start()
+    if processes > 1 and any(isinstance(stage, TrainingStage) for stage in recipe.stages.values()):
+        _progress(f"{processes} GPUs are visible, so {processes} processes start; CUDA_VISIBLE_DEVICES chooses fewer")
+        return launch(launch_arguments(["run", *arguments], processes))
     result = run(recipe, only=options.only, redo=options.redo, log=_progress)
     lines = [f"{name}  {stage['status']}  {stage['seconds']:.1f} s" for name, stage in result["stages"].items()]
     _print(result, "\n".join([*lines, result["directory"]]), options.json)
@@ -195,12 +202,13 @@ def _progress(line: str) -> None:
 
 
 def _print(result: dict[str, Any], text: str, as_json: bool) -> None:
-    print(json_text(result) if as_json else text, flush=True)
+    if is_main():
+        print(json_text(result) if as_json else text, flush=True)
 
 
 def _fail(code: int, errors: Sequence[str], as_json: bool) -> int:
     for error in errors:
         print(error if code == 130 else f"error: {error}", file=sys.stderr)
-    if as_json:
+    if as_json and is_main():
         print(json_text({"exit_code": code, "errors": list(errors)}))
     return code

@@ -198,7 +198,7 @@ class _Inputs:
             inputs[key] = self._model(f"stages.{self.name}.{key}", model)
         names = self.recipe.stage_datasets(self.name)
         overlap = self.recipe.overlap
-        if overlap is not None and overlap.drop_from in names:
+        if overlap is not None and set(overlap.losers) & set(names):
             # Which rows it loses depends on all other datasets but generated ones, whose prompts are others'.
             inputs["overlap"] = overlap.model_dump(mode="json")
             names += [other for other in self.recipe.data if other not in names and not self._generated(other)]

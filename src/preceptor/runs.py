@@ -26,14 +26,14 @@ from typing import Any
 
 import yaml
 
-from preceptor import __version__
+from preceptor import __version__, distributed
 from preceptor.errors import InputError, InputErrors, RunFailed, did_you_mean
 from preceptor.files import json_text, move_aside, write_atomic
 from preceptor.identity import Hashes, differences, stage_identities
 from preceptor.lock import RunLock
 from preceptor.recipe import Recipe
-from preceptor.stages import executor_of
-from preceptor.stages.ahead import check_ahead
+from preceptor.stages import TOGETHER, executor_of
+from preceptor.stages.ahead import check_ahead, check_together
 from preceptor.stages.context import StageContext, run_directory
 
 Log = Callable[[str], None]
@@ -60,8 +60,20 @@ def run(
     Raises InputError, before anything is written, for names and paths that do not exist, a run directory
     that is in use or cannot be written, and finished or begun stages whose recipe, data or models have
     changed since; and RunFailed, with what to do next, when a stage fails.
+
+    In several processes (torchrun, accelerate launch) the first one does all this; the others train along,
+    return the same, and raise `distributed.LeaderEnded` where the first one raises.
     """
     again = [redo] if isinstance(redo, str) else list(redo or ())
+    if not distributed.is_main():
+        return _follow(recipe)
+    with distributed.leading():
+        result = _run(recipe, only, again, log)
+        distributed.tell({"result": result})
+    return result
+
+
+def _run(recipe: Recipe, only: str | None, again: Sequence[str], log: Log) -> dict[str, Any]:
     selected = _selected(recipe, only, again)
     directory = run_directory(recipe)
     hashes = Hashes(directory / ".hashes.json")
@@ -70,6 +82,7 @@ def run(
         states = {name: _state(directory / name, documents[name]) for name in documents}
         _refuse(recipe, directory, states, selected, again)
         todo = [name for name in selected if states[name].result is None or name in again]
+        distributed.tell({"check": todo})
         check_ahead(recipe, todo)
         hashes.save()
         _write_recipe(recipe, directory)
@@ -85,6 +98,34 @@ def run(
             done = _execute(recipe, name, directory, documents[name], log)
             results[name] = {**done["results"], "status": "done", "seconds": done["seconds"]}
     return {"name": recipe.name, "directory": str(directory), "stages": results}
+
+
+def _follow(recipe: Recipe) -> dict[str, Any]:
+    """What the other processes do: each time the first one says so, their part."""
+    found: dict[str, Any] = {}
+
+    def take_part(word: dict[str, Any]) -> None:
+        if "check" in word:
+            check_together(recipe, word["check"])
+        elif "stage" in word:
+            name = word["stage"]
+            spec = recipe.stages[name]
+            context = StageContext(recipe, name, run_directory(recipe) / name, recipe.seed, log=lambda line: None)
+            try:
+                executor_of(spec.kind)(spec, context)
+            except (InputError, distributed.LeaderEnded):
+                raise
+            except Exception as error:
+                cause = " ".join(f"{type(error).__name__}: {error}".split())
+                raise RunFailed(
+                    f"stage {name} failed in process {distributed.rank()}: {cause[:500]}; what is finished is kept, and "
+                    f"once the cause is mended `{resume_command(recipe)}` goes on from there"
+                ) from error
+        elif "result" in word:
+            found.update(word["result"])
+
+    distributed.following(take_part)
+    return found
 
 
 class _State:
@@ -185,6 +226,8 @@ def _execute(recipe: Recipe, name: str, directory: Path, document: dict[str, Any
     log(f"{name}: {spec.kind}, {'going on' if resumed else 'started'} in {target}")
     context = StageContext(recipe=recipe, name=name, directory=target, seed=recipe.seed, log=log)
     started, clock = _now(), time.monotonic()
+    if spec.kind in TOGETHER:
+        distributed.tell({"stage": name})
     try:
         results = executor_of(spec.kind)(spec, context)
     except InputError:

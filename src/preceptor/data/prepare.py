@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from preceptor.data.chat import Dropped, EncodedRow, encode_rows
 from preceptor.data.rows import Row
 from preceptor.data.split import Announce, SplitRows, counted, split_rows
+from preceptor.data.template import choose_template
 from preceptor.errors import InputError
 
 if TYPE_CHECKING:
@@ -129,3 +130,27 @@ _NOTES = {
     "truncated": "cut to LIMIT tokens",
     "earlier turns are no targets": "learned in their last answers only: the chat template rewrites earlier turns",
 }
+
+
+def load_rows(
+    path: str | Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    name: str = "rows",
+    announce: Announce = print,
+) -> list[EncodedRow]:
+    """The encoded rows of one file or Hub dataset, for a script without a recipe.
+
+    `tokenizer` gets the default chat template when it has none. Rows that cannot be used are dropped, counted and
+    announced.
+
+    Raises:
+        InputError: as `prepare_datasets`.
+    """
+    from preceptor.recipe import DatasetSpec
+
+    choose_template(tokenizer)
+    spec = DatasetSpec(path=path if isinstance(path, str) else list(path))
+    prepared = prepare_datasets([name], {name: spec}, tokenizer, seed=0, max_length=max_length, announce=announce)
+    return prepared[name].train

@@ -157,7 +157,7 @@ def _without_overlap(
     announce: Announce,
 ) -> dict[str, SplitRows]:
     """Refuses prompts in two datasets, or in train and test; removes them from where the recipe says."""
-    losers = _losers(overlap)
+    losers = [] if overlap is None else overlap.losers
     keys = {
         (name, kind): {row.prompt_key for row in rows}
         for name, part in parts.items()
@@ -205,13 +205,6 @@ def _without_overlap(
             )
         result[name] = SplitRows(name, kept, [], part.test, gone)
     return result
-
-
-def _losers(overlap: OverlapSpec | None) -> list[str]:
-    """The datasets that lose rows to others, the first named first."""
-    if overlap is None:
-        return []
-    return [overlap.drop_from] if isinstance(overlap.drop_from, str) else list(overlap.drop_from)
 
 
 def _part(parts: Mapping[str, SplitRows], place: tuple[str, str]) -> list[Row]:

@@ -55,8 +55,8 @@ class Logits(HeadTerm):
         self._divergence = known[self.divergence]
 
     def evaluate(self, chunk: HeadChunk, wants_grad: bool) -> tuple[Tensor, Tensor | None]:
-        teacher = chunk.teacher_log_probs(self.temperature)
-        student = chunk.log_probs(self.temperature, teacher.shape[1])
+        teacher = chunk.teacher(self.temperature)
+        student = chunk.student(self.temperature, teacher.scaled_nV.shape[1])
         value, grad = self._divergence(student, teacher, wants_grad)
         if self.temperature != 1.0:
             value = value * self.temperature**2

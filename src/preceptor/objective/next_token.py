@@ -18,9 +18,9 @@ class NextToken(HeadTerm):
     name: ClassVar[str] = "next_token"
 
     def evaluate(self, chunk: HeadChunk, wants_grad: bool) -> tuple[Tensor, Tensor | None]:
-        log_probs = chunk.log_probs(1.0, chunk.logits_nV.shape[1])
+        student = chunk.student(1.0, chunk.logits_nV.shape[1])
         label = chunk.label_n[:, None]
-        value = -log_probs.gather(1, label).squeeze(1)
+        value = student.lse_n - student.scaled_nV.gather(1, label).squeeze(1)
         if not wants_grad:
             return value, None
-        return value, log_probs.exp().scatter_add_(1, label, torch.full_like(label, -1, dtype=log_probs.dtype))
+        return value, student.probs_nV.scatter_add(1, label, torch.full_like(label, -1, dtype=value.dtype))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from preceptor.errors import InputError
+from preceptor.objective.divergence import Distribution
 
 
 @dataclass
@@ -60,21 +61,16 @@ class HeadChunk:
     label_n: Tensor
     teacher_logits_nV: Tensor | None = None
     """Of the vocabulary both models share; None for rows without a teacher."""
-    _log_probs: dict[tuple[float, int], Tensor] = field(default_factory=dict)
+    _students: dict[tuple[float, int], Distribution] = field(default_factory=dict)
 
-    def log_probs(self, temperature: float, tokens: int) -> Tensor:
-        """Student log-probabilities over the first `tokens` entries, computed once; not to be written to."""
+    def student(self, temperature: float, tokens: int) -> Distribution:
+        """The student's distribution over the first `tokens` entries, computed once."""
         key = (temperature, tokens)
-        if key not in self._log_probs:
-            logits = self.logits_nV[:, :tokens]
-            self._log_probs[key] = _log_softmax(logits, temperature)
-        return self._log_probs[key]
+        if key not in self._students:
+            self._students[key] = Distribution.of(self.logits_nV[:, :tokens], temperature)
+        return self._students[key]
 
-    def teacher_log_probs(self, temperature: float) -> Tensor:
-        """Teacher log-probabilities; a token the teacher excludes (−inf) gets a finite one, so that 0·log 0 is 0."""
+    def teacher(self, temperature: float) -> Distribution:
+        """The teacher's distribution; a token it excludes (−inf) gets a finite logit, so that 0·log 0 is 0."""
         assert self.teacher_logits_nV is not None
-        return _log_softmax(self.teacher_logits_nV, temperature).clamp_min_(-1e30)
-
-
-def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    return (logits if temperature == 1.0 else logits / temperature).log_softmax(-1)
+        return Distribution.of(self.teacher_logits_nV.clamp_min_(-1e30), temperature)

@@ -20,7 +20,7 @@ from preceptor.pocket.write_data import write_rows
 
 TEACHER = Path(__file__).parent / "teacher"
 # bfloat16 as shipped would be slower on most CPUs, and other hardware would round otherwise.
-TEACHER_SPEC = {"path": str(TEACHER), "dtype": "float32"}
+TEACHER_SPEC: dict[str, Any] = {"path": str(TEACHER), "dtype": "float32"}
 NOISE = 0.15
 """Share of public training rows whose answer is wrong, truncated or sloppy."""
 TEST_ROWS = 480
@@ -47,9 +47,9 @@ def _distill(*objective: Mapping[str, Any]) -> dict[str, Any]:
 # A term of weight 0 is measured and not minimised: the loss curves of all three runs then show both losses.
 METHODS: Mapping[str, Method] = {
     "sft": Method("SFT", {"kind": "sft", "model": "stage:student"}, 1.0),
-    "kd_prediction": Method("KD, prediction", _distill({"kind": "logits"}, {"kind": "attention", "weight": 0.0}), 1.6),
-    "kd_attention": Method("KD, attention", _distill({"kind": "logits", "weight": 0.0}, {"kind": "attention"}), 1.6),
-    "kd_both": Method("KD, both", _distill({"kind": "logits"}, {"kind": "attention"}), 1.6),
+    "kd_prediction": Method("KD, prediction", _distill({"kind": "logits"}, {"kind": "attention", "weight": 0.0}), 1.5),
+    "kd_attention": Method("KD, attention", _distill({"kind": "logits", "weight": 0.0}, {"kind": "attention"}), 1.7),
+    "kd_both": Method("KD, both", _distill({"kind": "logits"}, {"kind": "attention"}), 1.8),
 }
 
 STUDENT = {
@@ -72,15 +72,16 @@ STUDENT = {
 
 @dataclass(frozen=True)
 class Size:
-    """How long the students train: `steps` optimiser steps of `rows_per_step` rows, each row seen once."""
+    """How long the students train: `steps` optimiser steps of `rows_per_step` rows, each row seen `epochs` times."""
 
     steps: int = 500
     rows_per_step: int = 64
+    epochs: int = 2
     learning_rate: float = 3e-3
 
     @property
     def rows(self) -> int:
-        return self.steps * self.rows_per_step
+        return self.steps * self.rows_per_step // self.epochs
 
 
 def study_recipe(seed: int, size: Size) -> dict[str, Any]:
@@ -91,10 +92,10 @@ def study_recipe(seed: int, size: Size) -> dict[str, Any]:
         "warmup_steps": size.steps // 10,
         "weight_decay": 0.01,
         "adam_beta2": 0.99,
-        "num_train_epochs": 1,
+        "num_train_epochs": size.epochs,
         "per_device_train_batch_size": size.rows_per_step,
         "per_device_eval_batch_size": 128,
-        "logging_steps": 10,
+        "logging_steps": max(1, size.steps // 50),
         "save_strategy": "no",
         "use_cpu": True,
     }

@@ -22,11 +22,11 @@ from preceptor.data.rows import read_rows
 from preceptor.errors import InputError, RunFailed
 from preceptor.evaluation.exact_match import exact_match, questions_of
 from preceptor.evaluation.measure import by_length, measure
-from preceptor.files import json_text, write_atomic
+from preceptor.files import json_text, sha256_file, write_atomic
 from preceptor.models.load import load_model
 from preceptor.models.tokenizers import load_tokenizer
 from preceptor.objective import Attention, Logits, Objective
-from preceptor.pocket.study import TEACHER_SPEC
+from preceptor.pocket.study import TEACHER, TEACHER_SPEC
 from preceptor.recipe import DatasetSpec, ModelSpec, load_recipe
 from preceptor.runs import run
 from preceptor.signals import TokenBatch
@@ -99,7 +99,7 @@ def run_method(recipe_path: Path, method: str, log: Log) -> dict[str, Any]:
 def score_teacher(recipe_path: Path, log: Log) -> dict[str, Any]:
     """The teacher's own scores on one seed's test rows: what the students could reach."""
     path = recipe_path.parent / "runs" / "teacher.json"
-    identity = str(Path(TEACHER_SPEC["path"], "model.safetensors").stat().st_size)
+    identity = sha256_file(TEACHER / "model.safetensors")
     scores = _kept(path, identity)
     if scores is None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -41,8 +41,9 @@ def check(
                 yield (section, name), f"is not a usable name; write {NAME_RULE}"
     if runs_dir is not None:
         yield from _check_variables(("runs_dir",), runs_dir)
-    if overlap is not None and overlap.drop_from not in datasets:
-        yield ("overlap", "drop_from"), _unknown(overlap.drop_from, datasets, "dataset")
+    for loser in () if overlap is None else overlap.losers:
+        if loser not in datasets:
+            yield ("overlap", "drop_from"), _unknown(loser, datasets, "dataset")
     for name, dataset in datasets.items():
         if dataset is not None:
             yield from _check_dataset(("data", name), dataset, stages)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from preceptor.recipe.base import Name, Spec, Text, TextOrList, Whole0, Whole2, choice
+from preceptor.recipe.base import Spec, Text, TextOrList, Whole0, Whole2, choice
 
 FORMATS = ("jsonl", "json", "csv", "parquet", "text", "hub")
 Format = Literal["jsonl", "json", "csv", "parquet", "text", "hub"]
@@ -44,5 +44,10 @@ class DatasetSpec(Spec):
 class OverlapSpec(Spec):
     """What to do when one prompt occurs in two datasets of the recipe; without it that is an error."""
 
-    drop_from: Name
-    """The dataset that loses its copies."""
+    drop_from: TextOrList
+    """The dataset that loses its copies, or a list of them: of two that share a prompt the first named loses it."""
+
+    @property
+    def losers(self) -> list[str]:
+        """The datasets that lose rows to others, the first named first."""
+        return [self.drop_from] if isinstance(self.drop_from, str) else list(self.drop_from)

@@ -35,8 +35,8 @@ class LogitsSpec(TermSpec):
     temperature: Positive = 1.0
     """Divides both models' logits; the value carries the factor temperature²."""
     beta: Annotated[float, real(0.0, 1.0, above=True, below=True)] = 0.5
-    """Share of the student in the mixture of `jsd`; others ignore it."""
-    alpha: Annotated[float, real(0.0, 1.0, below=True)] = 0.1
+    """Share of the teacher in the mixture of `jsd`; others ignore it."""
+    alpha: Annotated[float, real(0.0, 1.0, above=True, below=True)] = 0.1
     """Share of the teacher in the mixture of `skew_kl`; others ignore it."""
 
 

@@ -23,6 +23,8 @@ EXECUTORS: dict[str, str | Executor] = {
     "distill": "preceptor.stages.train:execute",
     "generate": "preceptor.stages.generate:execute",
 }
+# Executed by all processes of a run at once; stages of other kinds by the first one alone.
+TOGETHER = ("sft", "distill")
 CHECKS: dict[str, str | Check] = {
     "sft": "preceptor.stages.train:check_training",
     "distill": "preceptor.stages.train:check_training",

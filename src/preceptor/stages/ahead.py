@@ -41,6 +41,18 @@ def check_ahead(recipe: Recipe, names: Sequence[str], *, models: bool = True) ->
         raise InputErrors(list(dict.fromkeys(errors)))
 
 
+def check_together(recipe: Recipe, names: Sequence[str]) -> None:
+    """The part of `check_ahead` in which other processes must join: TrainingArguments waits for all of them.
+
+    What it refuses, the first process reports.
+    """
+    for name in names:
+        stage = recipe.stages[name]
+        check = check_of(stage.kind)
+        if check is not None and isinstance(stage, TrainingStage) and stage.training:
+            _found("", check, stage.training)
+
+
 def _found(where: str, check: Callable[[Any], object], value: Any) -> list[str]:
     """The sentences with which `check` refuses `value`."""
     try:

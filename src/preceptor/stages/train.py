@@ -16,6 +16,7 @@ from preceptor.data.collator import Collator
 from preceptor.data.mixture import Mixture
 from preceptor.data.prepare import PreparedDataset, prepare_datasets
 from preceptor.data.template import choose_template
+from preceptor.distributed import from_main, is_main, world_size
 from preceptor.errors import InputError, did_you_mean, shown
 from preceptor.files import json_text, write_atomic
 from preceptor.metrics import MetricsFile, PlainProgress
@@ -56,10 +57,14 @@ def _arguments(training: dict[str, Any], directory: Path, *, seed: int, accumula
         "gradient_accumulation_steps": accumulation,
         "remove_unused_columns": False,
     }
-    # Without a device to copy to, torch warns that pinning does nothing.
-    pinned = {"dataloader_pin_memory": torch.cuda.is_available()}
+    here = {
+        # Without a device to copy to, torch warns that pinning does nothing.
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        # Unless told so, accelerate takes each of several processes without accelerators for the only one.
+        "use_cpu": world_size() > 1 and not torch.accelerator.is_available(),
+    }
     try:
-        return TrainingArguments(**{**DEFAULTS, **pinned, **training, **owned})
+        return TrainingArguments(**{**DEFAULTS, **here, **training, **owned})
     except (ValueError, TypeError, ImportError) as error:
         said = str(error).strip().split("\n")[0]
         raise InputError(
@@ -99,14 +104,21 @@ def execute(spec: SftStage | DistillStage, context: StageContext) -> dict[str, A
         student = add_lora(student, spec.lora)
     trainer = _trainer(spec, context, student, teacher_spec, tokenizer, rows)
     before = _measured_before(trainer, rows, context)
-    checkpoint = last_checkpoint(context.directory / "checkpoints")
-    if checkpoint is not None:
-        context.log(f"{context.name}: resumes from {checkpoint.name}")
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    checkpoint = from_main(lambda: _last_checkpoint(context))
+    trainer.train(resume_from_checkpoint=checkpoint)
     results = _results(trainer, rows, before)
     context.log(f"{context.name}: {_sentence(results)}")
-    _save(spec, context, trainer, tokenizer, dtype, results)
+    if is_main():
+        _save(spec, context, trainer, tokenizer, dtype, results)
     return results
+
+
+def _last_checkpoint(context: StageContext) -> str | None:
+    path = last_checkpoint(context.directory / "checkpoints")
+    if path is None:
+        return None
+    context.log(f"{context.name}: resumes from {path.name}")
+    return str(path)
 
 
 # --- before training --------------------------------------------------------------------------------------------
@@ -255,11 +267,14 @@ def _measure(trainer: DistillationTrainer, rows: _Rows) -> dict[str, dict[str, f
 def _measured_before(trainer: DistillationTrainer, rows: _Rows, context: StageContext) -> dict[str, Any]:
     """The objective on held-out rows before the first step; kept in a file, for a resumed run is past that point."""
     path = context.directory / "before.json"
-    if path.exists():
-        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    kept: dict[str, Any] | None = from_main(
+        lambda: json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    )
+    if kept is not None:
         return kept
     measured = _measure(trainer, rows)
-    write_atomic(path, json_text(measured))
+    if is_main():
+        write_atomic(path, json_text(measured))
     return measured
 
 

@@ -128,7 +128,7 @@ def test_several_datasets_may_lose_rows(jsonl, tokenizer):
         "b": DatasetSpec(path=jsonl("b.jsonl", ("two", "x"), ("four", "x"), ("five", "x"))),
         "c": DatasetSpec(path=jsonl("c.jsonl", ("six", "x")), test=jsonl("t.jsonl", ("three", "x"), ("four", "x"))),
     }
-    both = OverlapSpec.model_construct(drop_from=["b", "a"])
+    both = OverlapSpec(drop_from=["b", "a"])
     prepared = prepare(specs, tokenizer, overlap=both)
     assert {name: prompts(p.rows) for name, p in prepared.items()} == {"a": ["one", "two"], "b": ["five"], "c": ["six"]}
     assert prompts(prepared["c"].test_rows) == ["three", "four"]

@@ -1,0 +1,212 @@
+"""Several processes at one run: which of them this is, and how the first leads the others.
+
+The first process (rank 0) alone locks the run directory, decides, writes and prints; the others wait for its word and
+take part in the stages that all train together. Its words go through the launcher's key-value store and not through
+collectives, which give up after half an hour, while a `generate` stage on the first process may take a day.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, TypeVar
+
+from preceptor.errors import InputError
+
+T = TypeVar("T")
+
+_PARTING = 20.0  # seconds that one process waits for another to end
+
+
+def rank() -> int:
+    """The number of this process in the run, from 0, as the launcher says."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes the launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this process decides, writes and prints."""
+    return rank() == 0
+
+
+class LeaderEnded(RuntimeError):  # noqa: N818 - says what happened
+    """The first process has stopped, and has said why; this one has nothing to add and ends with the same code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"the first process has ended with exit code {code}")
+        self.code = code
+
+
+class _Words:
+    """What the first process says, in order, and the others hear."""
+
+    def __init__(self) -> None:
+        from torch.distributed import PrefixStore
+        from torch.distributed.rendezvous import rendezvous
+
+        # The store under which torch.distributed will find its own peers, under a prefix of our own.
+        store, _, _ = next(rendezvous("env://"))
+        self._store: Any = PrefixStore("preceptor", store)
+        self._count = 0
+
+    def tell(self, word: Any) -> None:
+        self._store.set(f"word/{self._count}", json.dumps(word))
+        self._count += 1
+
+    def hear(self, patience: float = math.inf) -> Any:
+        """The next word; TimeoutError when it takes longer than `patience` seconds."""
+        key = f"word/{self._count}"
+        self._wait([key], patience)
+        self._count += 1
+        word = json.loads(self._store.get(key))
+        if "ended" in word:
+            raise LeaderEnded(int(word["ended"]))
+        return word
+
+    def heard(self) -> None:
+        self._store.set(f"heard/{rank()}", "")
+
+    def wait_until_heard(self) -> None:
+        """The first process may hold the store: it leaves last."""
+        try:
+            self._wait([f"heard/{other}" for other in range(1, world_size())], _PARTING)
+        except (TimeoutError, LeaderEnded):  # someone is gone already, and has said why
+            return
+
+    def _wait(self, keys: list[str], patience: float) -> None:
+        # Asked again and again, for a wait inside the store cannot be interrupted.
+        begun, pause = time.monotonic(), 0.01
+        try:
+            while not self._store.check(keys):
+                if time.monotonic() - begun > patience:
+                    raise TimeoutError(f"no word in {patience} s")
+                time.sleep(pause)
+                pause = min(2 * pause, 0.5)
+        except RuntimeError as error:  # of torch.distributed: no connection
+            raise LeaderEnded(1) from error
+
+
+@cache
+def _words() -> _Words:
+    return _Words()
+
+
+def tell(word: dict[str, Any]) -> None:
+    """Say a JSON object to the other processes; nothing when there are none."""
+    if world_size() > 1:
+        _words().tell(word)
+
+
+def hear() -> dict[str, Any]:
+    """The next object the first process says.
+
+    Raises:
+        LeaderEnded: when it has stopped.
+    """
+    word: dict[str, Any] = _words().hear()
+    return word
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """What `make` returns in the first process, which alone calls it: a JSON value, in every process.
+
+    Raises:
+        LeaderEnded: in the others, when the first process has stopped instead.
+    """
+    if world_size() == 1:
+        return make()
+    if is_main():
+        value = make()
+        tell({"value": value})
+        return value
+    heard: T = hear()["value"]
+    return heard
+
+
+@contextmanager
+def leading() -> Iterator[None]:
+    """The first process's block: however it ends, the others are told."""
+    try:
+        yield
+    except BaseException as error:
+        tell({"ended": 2 if isinstance(error, InputError) else 130 if isinstance(error, KeyboardInterrupt) else 1})
+        raise
+    tell({"finished": True})
+    if world_size() > 1:
+        _words().wait_until_heard()
+
+
+def following(take_part: Callable[[dict[str, Any]], None]) -> None:
+    """Another process's block: `take_part` is given each word until the first process has finished.
+
+    Raises:
+        LeaderEnded: when the first process has stopped, or stops now: what fails everywhere it alone reports.
+    """
+    while True:
+        word = hear()
+        if "finished" in word:
+            _words().heard()
+            return
+        try:
+            take_part(word)
+        except LeaderEnded:
+            raise
+        except Exception:
+            _let_the_first_speak()
+            raise
+
+
+def _let_the_first_speak() -> None:
+    """Raises LeaderEnded if the first process stops soon; a launcher would end it the moment this one does."""
+    try:
+        while True:
+            _words().hear(_PARTING)
+    except TimeoutError:
+        return
+
+
+# --- starting them ----------------------------------------------------------------------------------------------
+
+
+def processes_to_start() -> int:
+    """How many processes should do the work of this one: one for each visible GPU, unless a launcher started us."""
+    if "RANK" in os.environ or "LOCAL_RANK" in os.environ:
+        return 1
+    import torch
+
+    return max(torch.cuda.device_count(), 1)
+
+
+def launch_arguments(arguments: Sequence[str], processes: int) -> list[str]:
+    """The arguments of torchrun that run `preceptor ARGUMENTS` in that many processes of this machine."""
+    return ["--standalone", "--nproc_per_node", str(processes), "-m", "preceptor", *arguments]
+
+
+def launch(arguments: Sequence[str]) -> int:
+    """Run torchrun in this process; returns 0, or the exit code of the process that failed first."""
+    # The processes say what is wrong; torchrun's own account of it would bury that.
+    os.environ.setdefault("LOGLEVEL", "CRITICAL")
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    handlers = {each: signal.getsignal(each) for each in signals}
+    try:
+        torchrun.run(torchrun.parse_args(list(arguments)))
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        return int(failure.exitcode) if failure.exitcode > 0 else 1
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+    return 0

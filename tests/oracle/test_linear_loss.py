@@ -1,0 +1,125 @@
+"""The chunked head against autograd through whole float64 logits: bias, scale, soft-cap, dtypes, chunks, parts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from preceptor.kernels.linear_loss import linear_loss
+from preceptor.signals import Head
+
+N, V, D = 13, 37, 9
+
+
+def inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((N, D), (V, D), (V,))
+    hidden, weight, bias = (
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes
+    )
+    return hidden, weight, bias, torch.randint(0, V, (N,), generator=generator)
+
+
+def cross_entropy(label_N: Tensor):
+    def chunk_loss(logits: Tensor, rows: slice, wants_grad: bool) -> tuple[Tensor, Tensor | None]:
+        log_probs = logits.log_softmax(-1)
+        value = -log_probs.gather(1, label_N[rows, None]).T
+        grad = log_probs.exp()
+        grad[range(len(grad)), label_N[rows]] -= 1
+        return value, 2 * grad if wants_grad else None  # the gradient of twice the value: a weight of 2
+
+    return chunk_loss
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("chunk", [V, 3 * V, 10**6])
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.3, None), (1.0, 2.0), (1.7, 3.0)])
+def test_values_and_gradients(dtype: torch.dtype, chunk: int, scale: float, softcap: float | None) -> None:
+    hidden, weight, bias, label = inputs(dtype)
+    anchor, values = linear_loss(
+        hidden, Head(weight, bias, scale, softcap), cross_entropy(label), 1, chunk_elements=chunk
+    )
+    (anchor * 0.25).backward()
+
+    h, w, b = (x.detach().double().requires_grad_() for x in (hidden, weight, bias))
+    logits = (h @ w.T + b) * scale
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    expected = torch.nn.functional.cross_entropy(logits, label, reduction="none")
+    (expected.sum() * 2 * 0.25).backward()
+
+    tolerance = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 3e-2}[dtype]
+    torch.testing.assert_close(values[0].double(), expected, rtol=tolerance, atol=tolerance)
+    for got, wanted in ((hidden, h), (weight, w), (bias, b)):
+        assert got.grad is not None
+        assert got.grad.dtype == dtype
+        assert wanted.grad is not None
+        assert float((got.grad.double() - wanted.grad).norm() / wanted.grad.norm()) <= tolerance
+
+
+def test_no_position_gives_a_zero_gradient_and_not_none() -> None:
+    hidden, weight, bias, label = inputs(torch.float32)
+    anchor, values = linear_loss(hidden[:0], Head(weight, bias), cross_entropy(label[:0]), 1)
+    anchor.backward()
+    assert values.shape == (1, 0)
+    for each in (weight, bias):
+        assert each.grad is not None
+        assert not each.grad.any()
+
+
+def test_a_frozen_head_gets_no_gradient_buffer() -> None:
+    hidden, weight, bias, label = inputs(torch.float32)
+    weight.requires_grad_(False)
+    bias.requires_grad_(False)
+    anchor, _ = linear_loss(hidden, Head(weight, bias), cross_entropy(label), 1)
+    anchor.backward()
+    assert hidden.grad is not None
+    assert weight.grad is None
+
+
+def test_without_autograd_nothing_is_computed_but_values() -> None:
+    hidden, weight, bias, label = inputs(torch.float32)
+    wanted: list[bool] = []
+
+    def chunk_loss(logits: Tensor, rows: slice, wants_grad: bool) -> tuple[Tensor, Tensor | None]:
+        wanted.append(wants_grad)
+        return cross_entropy(label)(logits, rows, wants_grad)
+
+    with torch.no_grad():
+        anchor, values = linear_loss(hidden, Head(weight, bias), chunk_loss, 1)
+    assert wanted == [False]
+    assert not anchor.requires_grad
+    assert float(values.sum()) > 0
+
+
+def test_a_second_backward_is_refused() -> None:
+    hidden, weight, bias, label = inputs(torch.float32)
+    anchor, _ = linear_loss(hidden, Head(weight, bias), cross_entropy(label), 1)
+    anchor.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="backward was called twice"):
+        anchor.backward()
+
+
+def test_the_logits_of_all_positions_are_never_held() -> None:
+    """The largest tensor made is one chunk of logits (or dW), whatever N is."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, Tensor):
+                largest = max(largest, result.numel())
+            return result
+
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(4000, D, generator=generator, requires_grad=True)
+    weight = torch.randn(V, D, generator=generator, requires_grad=True)
+    label = torch.randint(0, V, (4000,), generator=generator)
+    with Watch():
+        anchor, _ = linear_loss(hidden, Head(weight), cross_entropy(label), 1, chunk_elements=10 * V)
+        anchor.backward()
+    assert largest <= hidden.numel() < 4000 * V

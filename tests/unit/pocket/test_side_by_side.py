@@ -1,0 +1,57 @@
+"""Jobs in processes of their own: their progress arrives, and the first failure stops the rest with its cause."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from preceptor.errors import InputError, RunFailed
+from preceptor.pocket.side_by_side import Job, run_side_by_side, workers_for
+
+WORKER = """
+import os, sys, time
+recipe, method = sys.argv[1:]
+print(method, "threads", os.environ["OMP_NUM_THREADS"], flush=True)
+if method == "wrong": print("data.public: is missing", file=sys.stderr); raise SystemExit(2)
+if method == "broken": print("Traceback", file=sys.stderr); print("it broke", file=sys.stderr); raise SystemExit(1)
+if method == "slow": time.sleep(60)
+"""
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "stand_in_worker.py").write_text(WORKER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return "stand_in_worker"
+
+
+def jobs(*methods: str) -> list[Job]:
+    return [Job(43, Path("recipe.yaml"), method, cost=len(methods) - i) for i, method in enumerate(methods)]
+
+
+def test_every_job_runs_with_one_thread_and_its_progress_arrives(worker: str) -> None:
+    lines: list[str] = []
+    run_side_by_side(jobs("a", "b", "c"), lines.append, module=worker)
+    assert sorted(lines) == [f"seed 43  {name} threads 1" for name in "abc"]
+
+
+def test_a_failure_stops_the_others_and_gives_its_cause(worker: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(RunFailed, match="broken of seed 43 failed: it broke; finished methods are kept"):
+        run_side_by_side(jobs("slow", "broken", "slow"), lambda line: None, module=worker)
+    assert time.monotonic() - began < 30
+
+
+def test_wrong_input_stays_wrong_input(worker: str) -> None:
+    with pytest.raises(InputError, match=r"^data\.public: is missing$"):
+        run_side_by_side(jobs("wrong"), lambda line: None, module=worker)
+
+
+def test_at_least_two_at_a_time_and_never_more_than_jobs() -> None:
+    assert workers_for(1) == 1
+    assert workers_for(2) == 2
+    assert 2 <= workers_for(100) <= 100
+    assert sys.executable
