@@ -56,13 +56,6 @@ def test_yaml_is_a_valid_recipe(snippet: Snippet, tmp_path: Path) -> None:
     assert load_recipe(path).stages
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
-def test_every_shipped_recipe_is_valid(path: Path) -> None:
-    from preceptor.recipe import load_recipe
-
-    assert load_recipe(path).stages
-
-
 @pytest.mark.parametrize(
     ("place", "words"), [line for line in shell_lines() if line[1][0] == "make"], ids=lambda value: str(value)
 )
