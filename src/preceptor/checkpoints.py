@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from preceptor.errors import InputError
 from preceptor.files import publish_directory, verify_directory
@@ -52,3 +55,31 @@ def publish_checkpoint(aside: Path, folder: Path, *, keep: int | None, best: int
         for path in spare[: max(0, len(steps) - keep)]:
             shutil.rmtree(path)
     return final
+
+
+class SaveLast(TrainerCallback):
+    """Puts a step's checkpoint after all its log lines, so that a resumed run neither repeats nor misses one.
+
+    Trainer saves every so many steps before it logs or evaluates at the end of an epoch. The last step is logged as
+    well, whatever `logging_steps` is: what it sums up would be lost.
+    """
+
+    _postponed = False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        last = state.global_step >= state.max_steps
+        if last and args.logging_strategy != "no":
+            control.should_log = True
+        if control.should_save and (last or float(state.epoch or 0).is_integer()):
+            self._postponed = "epoch" in (args.logging_strategy, args.eval_strategy)
+            control.should_save = not self._postponed
+        return control
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        control.should_save |= self._postponed
+        self._postponed = False
+        return control

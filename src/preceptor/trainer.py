@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-from preceptor.checkpoints import ASIDE, publish_checkpoint
+from preceptor.checkpoints import ASIDE, SaveLast, publish_checkpoint
 from preceptor.data.chat import EncodedRow
 from preceptor.data.collator import Collator, filler_row
 from preceptor.data.mixture import Mixture, MixtureSampler
@@ -85,6 +85,7 @@ class DistillationTrainer(Trainer):
         batches = by_length([len(row) for row in calibration], args.per_device_eval_batch_size)
         objective.prepare(model, teacher, (self._batch([calibration[i] for i in each]) for each in batches))
         self.step_metrics = StepMetrics(objective, args.device)
+        self.add_callback(SaveLast())
 
     def _batch(self, rows: Sequence[EncodedRow]) -> TokenBatch:
         return TokenBatch.from_inputs(self._prepare_inputs(self.collator(rows)))
@@ -135,6 +136,13 @@ class DistillationTrainer(Trainer):
         with self.objective.listening():
             return super().train(resume_from_checkpoint, **kwargs)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As Trainer's, which would take one more step when it resumes where `max_steps` ended an epoch early."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+        else:
+            self.control.should_training_stop = True
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if isinstance(dataset, Mixture):
@@ -175,9 +183,10 @@ class DistillationTrainer(Trainer):
     def measure(self, rows: Sequence[EncodedRow]) -> TermSums:
         """The objective's terms on `rows`, which all ranks share."""
         model = self.model_wrapped
-        found = measure(
-            self.objective, model, self._shard(rows), self.teacher, student=self.accelerator.unwrap_model(model)
-        )
+        with self.accelerator.autocast():  # the model itself has it from the first step on, but not before
+            found = measure(
+                self.objective, model, self._shard(rows), self.teacher, student=self.accelerator.unwrap_model(model)
+            )
         sums_TK, targets_K = (self.accelerator.reduce(each, "sum") for each in (found.sums_TK, found.targets_K))
         return TermSums(found.names, found.route_names, sums_TK, targets_K)
 

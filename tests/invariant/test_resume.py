@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 import preceptor
 import toys
@@ -185,3 +186,193 @@ def test_a_stopped_stage_goes_on_as_if_it_had_not(way: str, tmp_path: Path, monk
     expected = json.loads((whole / "stage.json").read_text())["results"]
     for key in ("steps", "before", "after", "data", "skipped_steps"):
         assert result[key] == expected[key]
+
+
+# --- a trainer --------------------------------------------------------------------------------------------------
+
+
+def encoded(name: str, lengths: list[int], seed: int) -> list[EncodedRow]:
+    made = toys.rows(seed, lengths, [max(1, length // 2) for length in lengths])
+    return [EncodedRow(name, ids.numpy().astype(np.int32), is_target.numpy(), origin=name) for ids, is_target in made]
+
+
+class StopAt(TrainerCallback):
+    """Fails at the end of a step, after what that step logs and saves."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            raise Stop
+
+
+def trainer(folder: Path, *callbacks: TrainerCallback, **settings: Any) -> DistillationTrainer:
+    """3 steps of 4 rows per epoch, a log line after every second one unless told otherwise."""
+    rows = {"a": encoded("a", [5, 7, 6, 9, 5, 8, 4], 1), "b": encoded("b", [6, 8, 5, 7], 2)}
+    mixture = Mixture(rows, shares={"a": 0.6, "b": 0.4}, rows=10, seed=1, multiple_of=4)
+    defaults = {
+        "output_dir": str(folder / "checkpoints"),
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "num_train_epochs": 3,
+        "learning_rate": 0.01,
+        "logging_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+    }
+    folder.mkdir(exist_ok=True)
+    made = DistillationTrainer(
+        toys.llama(1, attention_dropout=0.3),
+        toys.training_arguments(**{**defaults, **settings}),
+        objective=Objective([NextToken()], route_names=("a", "b")),
+        train_dataset=mixture,
+        eval_dataset=rows["a"][:3] + rows["b"][:2],
+        data_collator=Collator(0, route_names=("a", "b")),
+        callbacks=[MetricsFile(folder / "metrics.jsonl"), *callbacks],
+    )
+    made.remove_callback(PrinterCallback)
+    return made
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def stop_and_resume(folder: Path, step: int, **settings: Any) -> DistillationTrainer:
+    """Trained to the start of the step after `step`, then by another trainer from the last checkpoint to the end."""
+    with pytest.raises(Stop):
+        trainer(folder, StopAt(step), **settings).train()
+    torch.manual_seed(77)  # another process
+    resumed = trainer(folder, **settings)
+    resumed.train(resume_from_checkpoint=str(last_checkpoint(folder / "checkpoints")))
+    return resumed
+
+
+CASES: dict[str, tuple[int, dict[str, Any]]] = {
+    "steps": (5, {}),
+    "log by epoch, save by steps": (4, {"logging_strategy": "epoch"}),
+    "evaluate by epoch, save by steps": (4, {"eval_strategy": "epoch"}),
+    "all by epoch": (5, {"logging_strategy": "epoch", "eval_strategy": "epoch", "save_strategy": "epoch"}),
+    "best at the end": (
+        8,
+        {
+            "eval_strategy": "steps",
+            "eval_steps": 1,
+            "save_steps": 1,
+            "learning_rate": 0.5,  # gets worse at once
+            "load_best_model_at_end": True,
+            "save_total_limit": 1,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_trainer_resumes_to_the_bit(case: str, tmp_path: Path) -> None:
+    step, settings = CASES[case]
+    whole = trainer(tmp_path / "whole", **settings)
+    whole.train()
+    resumed = stop_and_resume(tmp_path / "parts", step, **settings)
+    assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
+    same(weights(resumed.model), weights(whole.model))
+    expected = checkpoint_steps(tmp_path / "whole/checkpoints")
+    got = checkpoint_steps(tmp_path / "parts/checkpoints")
+    assert list(got) == list(expected)
+    for number in expected:
+        same_checkpoint(got[number], expected[number])
+    assert not (tmp_path / "whole/checkpoints" / ASIDE).exists()
+    if case == "best at the end":
+        losses = [line["eval_loss"] for line in lines(tmp_path / "whole") if "eval_loss" in line]
+        best = losses.index(min(losses)) + 1
+        assert best < 9
+        assert list(expected) == [best]
+        assert whole.evaluate()["eval_loss"] == min(losses)
+
+
+def test_max_steps_hold_after_a_resume(tmp_path: Path) -> None:
+    settings = {"max_steps": 5, "save_steps": 5}
+    whole = trainer(tmp_path / "whole", **settings)
+    whole.train()
+    before = lines(tmp_path / "whole")
+    resumed = trainer(tmp_path / "whole", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoints/checkpoint-5"))
+    assert resumed.state.global_step == 5
+    same(weights(resumed.model), weights(whole.model))
+    assert lines(tmp_path / "whole") == before
+
+
+# --- damaged checkpoints ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    trainer(folder, num_train_epochs=2).train()
+    return folder
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "flipped": (lambda path: flip(path / "model.safetensors"), "model.safetensors: is not the file"),
+    "truncated": (
+        lambda path: (path / "optimizer.pt").write_bytes((path / "optimizer.pt").read_bytes()[:-100]),
+        "optimizer.pt: is not the file",
+    ),
+    "missing": (lambda path: (path / "scheduler.pt").unlink(), "scheduler.pt: is missing"),
+    "added": (lambda path: (path / "pytorch_model.bin").write_bytes(b"x"), "pytorch_model.bin: was added"),
+    "no manifest": (lambda path: (path / MANIFEST).unlink(), f"has no {MANIFEST}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_refused(damage: str, made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "run")
+    newest = tmp_path / "run/checkpoints/checkpoint-6"
+    break_it, sentence = DAMAGE[damage]
+    break_it(newest)
+    with pytest.raises(InputError, match=sentence) as refused:
+        last_checkpoint(tmp_path / "run/checkpoints")
+    assert "go on from the checkpoint before it" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(InputError, match=sentence):
+        trainer(tmp_path / "run").train(resume_from_checkpoint=str(newest))
+    shutil.rmtree(newest)
+    assert last_checkpoint(tmp_path / "run/checkpoints") == tmp_path / "run/checkpoints/checkpoint-3"
+
+
+def test_what_an_interrupted_write_left_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while the checkpoint of step 6 is written: step 3 is the last one, and the next writes over the rest."""
+
+    def full(*_: Any) -> None:
+        raise Stop
+
+    monkeypatch.setattr("preceptor.checkpoints.publish_directory", full)
+    with pytest.raises(Stop):
+        trainer(tmp_path).train()
+    monkeypatch.undo()
+    folder = tmp_path / "checkpoints"
+    assert (folder / ASIDE / "checkpoint-3/model.safetensors").exists()
+    assert checkpoint_steps(folder) == {}
+    assert last_checkpoint(folder) is None
+    assert not (folder / ASIDE).exists()
+
+
+def test_metrics_are_cut_to_the_checkpoint(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "run")
+    path = tmp_path / "run/metrics.jsonl"
+    whole = lines(tmp_path / "run")
+    path.write_text(path.read_text() + '{"step": 7, "loss": 1.0}\n{"step": 8, "lo')
+    resumed = trainer(tmp_path / "run", num_train_epochs=2)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run/checkpoints/checkpoint-3"))
+    assert lines(tmp_path / "run") == whole
+    assert path.read_text().endswith("\n")

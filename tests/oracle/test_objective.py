@@ -184,3 +184,25 @@ def test_unequal_head_counts_follow_their_map() -> None:
             )
             expected += float(found["attention"].detach()) / len(objective.links)
     assert float(got.loss.detach()) == pytest.approx(expected, rel=1e-10)
+
+
+def test_a_term_of_weight_zero_is_measured_and_not_minimised() -> None:
+    student, teacher = toys.mistral(1, torch.float64, sharpness=3.0), ModelTeacher(toys.mistral(2, torch.float64))
+    batch = toys.batch([[row] for row in toys.rows(5, LENGTHS, ANSWERS)])
+
+    def run(terms: list[Any]) -> tuple[dict[str, float], torch.Tensor]:
+        student.zero_grad()
+        objective = Objective(terms)
+        objective.prepare(student, teacher)
+        with objective.listening():
+            got = objective(student, batch, teacher(batch, objective.needs))
+            got.loss.backward()
+        sums = dict(zip(objective.names, got.sums_TK.sum(1).tolist()))
+        return sums, torch.cat([p.grad.flatten() for p in student.parameters()])
+
+    for minimised, measured in (([Logits()], [Attention(weight=0.0)]), ([Attention()], [Logits(weight=0.0)])):
+        alone, alone_grad = run(minimised)
+        both, both_grad = run([*minimised, *measured])
+        assert {name: both[name] for name in alone} == alone
+        assert both[measured[0].name] == pytest.approx(run([type(measured[0])()])[0][measured[0].name])
+        torch.testing.assert_close(both_grad, alone_grad, rtol=0, atol=0)

@@ -54,7 +54,7 @@ def attention_kl(
     Args:
         student, teacher: scores of one layer each, any float dtype; unequal head counts and head sizes are fine.
         targets: the target rows of the batch.
-        weight_BR: weight of each row's KL in the gradients, 0 for padding rows.
+        weight_BR: weight of each row's KL in the gradients (values are unweighted); 0 for padding rows.
         heads: int64 [H_S], the teacher head that each student head follows; None when they correspond in order.
         needs_grad: whether the gradients with respect to the student's queries and keys are computed.
         block_elements: scores held at once.
@@ -84,7 +84,7 @@ def attention_kl(
         lse_T = s_T.amax(-1) - p_T.amax(-1).log_()
         weight = weight_BR[rows, None, block]
         value = s_T.sub_(s_S).mul_(p_T).sum(-1).sub_(lse_T).add_(lse_S)
-        value_BHR[rows, :, block] = value.masked_fill_(weight == 0, 0)
+        value_BHR[rows, :, block] = value.masked_fill_(~targets.valid_BR[rows, None, block], 0)
         if dq_BHRD is None or dk_BGSD is None:
             continue
         ds = p_S.sub_(p_T).mul_(weight[..., None] * student.scale)

@@ -46,9 +46,11 @@ class StudentObserver:
         self.head_terms = head_terms
         self.links = links if attention is not None else {}
         self.vocabulary = vocabulary
-        self.wants_grad = wants_grad
         terms = [*head_terms, *([] if attention is None else [attention])]
         self.route_weight_TK = torch.stack([term.route_weight(route_names, device) for term in terms])
+        # A term of weight 0 is measured and not minimised, at the price of its value alone.
+        self.minimised = [wants_grad and bool(row.any()) for row in self.route_weight_TK]
+        self.attends = bool(self.links) and self.minimised[-1]
         self.sums_TK = torch.zeros(self.route_weight_TK.shape, dtype=torch.float64, device=device)
         self.loss: Tensor | None = None
         # The loss's scale, once the backward has reached the head's input; see _RecordScale.
@@ -66,7 +68,7 @@ class StudentObserver:
         if call.layer not in self._seen:
             self._seen.add(call.layer)
             self._attention_value(call, link)
-        if not self.wants_grad:
+        if not self.attends:
             return output
         injected: Tensor = _InjectGradient.apply(output, call.q_BHSD, call.k_BGSD, self, call.layer)
         return injected
@@ -83,11 +85,11 @@ class StudentObserver:
                 here, ours = self.batch.select(part.rows), _select(scores, part.rows)
             weight_BR = here.targets.valid_BR * (weight_B if part.rows is None else weight_B[part.rows])[:, None]
             teacher = part.attention[link.teacher_layer]
-            result = attention_kl(ours, teacher, here.targets, weight_BR, heads=link.heads, needs_grad=self.wants_grad)
+            result = attention_kl(ours, teacher, here.targets, weight_BR, heads=link.heads, needs_grad=self.attends)
             value_B = result.value_BHR.double().sum((1, 2)) * share
             self.sums_TK[-1].index_add_(0, here.routes, value_B)
             grads.append((part.rows, result.dq_BHRD, result.dk_BGSD))
-        if self.wants_grad:
+        if self.attends:
             self._gradients[call.layer] = _merge(grads, scores)
 
     def gradients(self, layer: int, positions: int) -> tuple[Tensor, Tensor]:
@@ -115,7 +117,7 @@ class StudentObserver:
                     "`with objective.listening():`"
                 )
             attention = (self.sums_TK[-1] * self.route_weight_TK[-1]).sum()
-            if self.wants_grad:
+            if self.attends:
                 hidden_BSD, attention = _RecordScale.apply(hidden_BSD, attention, self)
         order_N = _by_part(self.signal.parts, targets.count, targets.flat_N.device)
         hidden_ND = hidden_BSD.flatten(0, 1)[targets.flat_N[order_N]]
@@ -143,6 +145,7 @@ class _Chunks:
 
     def __init__(self, observer: StudentObserver, label_N: Tensor, route_N: Tensor) -> None:
         self.terms = observer.head_terms
+        self.minimised = observer.minimised
         self.label_N = label_N
         self.route_N = route_N
         self.vocabulary = observer.vocabulary
@@ -163,7 +166,7 @@ class _Chunks:
         values, grads = zip(*(self._evaluate(*piece, wants_grad) for piece in pieces), strict=True)
         if len(pieces) == 1:
             return values[0], grads[0]
-        return torch.cat(values, 1), torch.cat(grads) if wants_grad else None
+        return torch.cat(values, 1), None if grads[0] is None else torch.cat(grads)
 
     def _pieces(self, logits_nV: Tensor, rows: slice) -> list[tuple[slice, Tensor, Tensor | None]]:
         """Cut a chunk where the teacher changes."""
@@ -185,7 +188,7 @@ class _Chunks:
         chunk = HeadChunk(logits_nV, self.label_N[rows], teacher_nV)
         values, total = [], None
         for t, term in enumerate(self.terms):
-            value_n, grad_nV = term.evaluate(chunk, wants_grad)
+            value_n, grad_nV = term.evaluate(chunk, wants_grad and self.minimised[t])
             values.append(value_n)
             if grad_nV is None:
                 continue
