@@ -50,14 +50,10 @@ class StepMetrics:
     def read(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """The log line, summed over ranks by `reduce`."""
         seconds = max(time.perf_counter() - self._started, 1e-9)
-        counts = torch.cat([self.targets_K.double(), torch.tensor([self.tokens], device=self._device).double()])
-        flat = torch.cat([self.sums_TK.flatten(), self.weighted_sum[None], counts])
-        flat = reduce(flat)
-        K = len(self.targets_K)
-        sums_TK = flat[: self.sums_TK.numel()].view_as(self.sums_TK)
-        targets_K, tokens = flat[-K - 1 : -1], float(flat[-1])
+        sums_TK, weighted_sum, targets_K, tokens = self._reduced(reduce)
+        K = len(targets_K)
         targets = float(targets_K.sum())
-        line = {"loss": float(flat[self.sums_TK.numel()]) / max(targets, 1)}
+        line = {"loss": weighted_sum / max(targets, 1)}
         for t, name in enumerate(self._objective.names):
             line[name] = float(sums_TK[t].sum()) / max(targets, 1)
         if K > 1:
@@ -71,14 +67,24 @@ class StepMetrics:
         line |= {"targets_per_second": targets / seconds, "tokens_per_second": tokens / seconds}
         return line | {"peak_memory_mb": peak_memory_mb(self._device), "seconds": seconds}
 
-    def state(self) -> dict[str, Any]:
+    def state(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """What a checkpoint keeps: the sums of all ranks."""
+        sums_TK, weighted_sum, targets_K, tokens = self._reduced(reduce)
         return {
-            "sums": self.sums_TK.tolist(),
-            "weighted_sum": float(self.weighted_sum),
-            "targets": self.targets_K.tolist(),
-            "tokens": self.tokens,
+            "sums": sums_TK.tolist(),
+            "weighted_sum": weighted_sum,
+            "targets": [int(count) for count in targets_K],
+            "tokens": int(tokens),
             "skipped_steps": self.skipped_steps,
         }
+
+    def _reduced(self, reduce: Callable[[Tensor], Tensor]) -> tuple[Tensor, float, Tensor, float]:
+        """Sums [T, K], weighted sum, targets [K] and tokens, of all ranks."""
+        T, K = self.sums_TK.shape
+        counts = torch.cat([self.targets_K.double(), torch.tensor([self.tokens], device=self._device).double()])
+        flat = reduce(torch.cat([self.sums_TK.flatten(), self.weighted_sum[None], counts]))
+        sums, weighted_sum, targets_K, tokens = flat.split([T * K, 1, K, 1])
+        return sums.view(T, K), float(weighted_sum), targets_K, float(tokens)
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.reset()

@@ -16,6 +16,7 @@ from preceptor.checkpoints import ASIDE, SaveLast, publish_checkpoint
 from preceptor.data.chat import EncodedRow
 from preceptor.data.collator import Collator, filler_row
 from preceptor.data.mixture import Mixture, MixtureSampler
+from preceptor.distributed import world_size
 from preceptor.errors import InputError
 from preceptor.evaluation.measure import TermSums, by_length, measure
 from preceptor.files import verify_directory, write_atomic
@@ -43,8 +44,8 @@ class DistillationTrainer(Trainer):
         calibration: rows on which layer and head maps are chosen, where they must be.
 
     Raises:
-        InputError: for a bfloat16 or float16 student trained in full, several visible GPUs in one process, or what
-            `Objective.prepare` refuses.
+        InputError: for a bfloat16 or float16 student trained in full, several visible GPUs in one process, several
+            processes that know nothing of each other, or what `Objective.prepare` refuses.
     """
 
     def __init__(
@@ -66,8 +67,16 @@ class DistillationTrainer(Trainer):
                 f"{args.n_gpu} GPUs are visible to one process, which would train with nn.DataParallel; start one "
                 "process per GPU with torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES"
             )
+        if world_size() > 1 and args.world_size == 1:
+            raise InputError(
+                f"{world_size()} processes were started, but each would train alone: no accelerator was found; set "
+                "use_cpu=True in TrainingArguments to train on CPUs together"
+            )
         _check_precision(model, args)
         args.remove_unused_columns = False  # rows are ours, not columns for model.forward
+        if args.gradient_checkpointing and args.ddp_find_unused_parameters is None:
+            # Looking for unused parameters breaks recomputation; the head gives each at least a zero gradient.
+            args.ddp_find_unused_parameters = False
         super().__init__(
             model,
             args,
@@ -129,24 +138,31 @@ class DistillationTrainer(Trainer):
         """As Trainer.train; a checkpoint is verified against its manifest before anything of it is read."""
         if isinstance(resume_from_checkpoint, str):
             verify_directory(Path(resume_from_checkpoint))
+        self.step_metrics.reset()
+        if isinstance(resume_from_checkpoint, str) and self.is_world_process_zero():
+            # These are the sums of all ranks, and the next log line sums over ranks again.
             state = Path(resume_from_checkpoint, METRICS_STATE).read_text(encoding="utf-8")
             self.step_metrics.load(json.loads(state))
-        else:
-            self.step_metrics.reset()
         with self.objective.listening():
             return super().train(resume_from_checkpoint, **kwargs)
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+    def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
         """As Trainer's, which would take one more step when it resumes where `max_steps` ended an epoch early."""
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, **kwargs)
-        else:
+        if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
+            return
+        if self._order is not None:
+            # Skipping batches on several processes wraps the sampler deeper than set_epoch reaches.
+            self._order.set_epoch(epoch)
+        super()._run_epoch(epoch=epoch, **kwargs)
+
+    _order: MixtureSampler | None = None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if isinstance(dataset, Mixture):
-            return MixtureSampler(dataset)
+        self._order = MixtureSampler(dataset) if isinstance(dataset, Mixture) else None
+        if self._order is not None:
+            return self._order
         sampler: Sampler[int] | None = super()._get_train_sampler(dataset)
         return sampler
 
@@ -218,15 +234,16 @@ class DistillationTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         finally:
             self._writing = False
+        folder, best = Path(self.args.output_dir), self.state.best_global_step
+        if best is not None:
+            self.state.best_model_checkpoint = str(folder / f"checkpoint-{best}")
+        metrics = self.step_metrics.state(lambda flat: self.accelerator.reduce(flat, "sum"))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            folder = Path(self.args.output_dir)
             aside = folder / ASIDE / f"checkpoint-{self.state.global_step}"
-            best = self.state.best_global_step
             if best is not None:
-                self.state.best_model_checkpoint = str(folder / f"checkpoint-{best}")
                 self.state.save_to_json(str(aside / "trainer_state.json"))
-            write_atomic(aside / METRICS_STATE, json.dumps(self.step_metrics.state()))
+            write_atomic(aside / METRICS_STATE, json.dumps(metrics))
             publish_checkpoint(aside, folder, keep=self.args.save_total_limit, best=best)
         self.accelerator.wait_for_everyone()
 

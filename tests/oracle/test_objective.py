@@ -206,3 +206,33 @@ def test_a_term_of_weight_zero_is_measured_and_not_minimised() -> None:
         assert {name: both[name] for name in alone} == alone
         assert both[measured[0].name] == pytest.approx(run([type(measured[0])()])[0][measured[0].name])
         torch.testing.assert_close(both_grad, alone_grad, rtol=0, atol=0)
+
+
+def test_a_step_leaves_nothing_behind() -> None:
+    """Graph and observer must not hold each other: that cycle runs through C++ and is never collected."""
+    import gc
+    import weakref
+
+    from preceptor.objective import inside
+
+    student, teacher = toys.mistral(1), ModelTeacher(toys.mistral(2))
+    objective = Objective([Logits(), Attention()])
+    objective.prepare(student, teacher)
+    batch = toys.batch([[row] for row in toys.rows(5, LENGTHS, ANSWERS)])
+    alive: list[weakref.ref[Any]] = []
+    original = inside.StudentObserver.__init__
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        alive.append(weakref.ref(self))
+
+    inside.StudentObserver.__init__ = watched  # type: ignore[method-assign]
+    try:
+        with objective.listening():
+            objective(student, batch, teacher(batch, objective.needs)).loss.backward()
+            sums = objective(student, batch, teacher(batch, objective.needs))  # a forward that is never run back
+            del sums
+    finally:
+        inside.StudentObserver.__init__ = original  # type: ignore[method-assign]
+    gc.collect()
+    assert [ref() for ref in alive] == [None, None]

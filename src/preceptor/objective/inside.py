@@ -43,6 +43,7 @@ class StudentObserver:
         device = batch.input_ids.device
         self.batch = batch
         self.signal = signal
+        self.taught = bool(signal.parts)
         self.head_terms = head_terms
         self.links = links if attention is not None else {}
         self.vocabulary = vocabulary
@@ -62,7 +63,7 @@ class StudentObserver:
 
     def at_attention(self, call: AttentionCall, output: Tensor) -> Tensor:
         link = self.links.get(call.layer)
-        if link is None or not self.signal.parts:
+        if link is None or not self.taught:
             return output
         # A second call is gradient checkpointing's recomputation: value and gradients are already there.
         if call.layer not in self._seen:
@@ -109,7 +110,7 @@ class StudentObserver:
     def at_head(self, head: Head, hidden_BSD: Tensor) -> Tensor:
         targets = self.batch.targets
         attention = torch.zeros((), dtype=torch.float64, device=hidden_BSD.device)
-        if self.links and self.signal.parts:
+        if self.links and self.taught:
             missing = sorted(set(self.links) - self._seen)
             if missing:
                 raise RuntimeError(
@@ -133,11 +134,15 @@ class StudentObserver:
         weighted = (self.sums_TK[:T] * self.route_weight_TK[:T]).sum()
         # Three dimensions, as the model expects of logits; not a view, which FSDP2's hooks would not follow.
         self.loss = (anchor + weighted + attention).to(anchor.dtype).repeat(1, 1, 1)
+        # Everything a teacher said has been used: its hidden states, queries and keys need not outlive the forward.
+        self.signal = Signal()
         return self.loss
 
     def result(self) -> dict[str, Tensor]:
         assert self.loss is not None, "the model's forward did not call its output head"
-        return {"loss": self.loss.sum()}
+        # The graph holds this observer, so this observer must not hold the graph: no collector sees such a cycle.
+        loss, self.loss = self.loss.sum(), None
+        return {"loss": loss}
 
 
 class _Chunks:

@@ -233,6 +233,8 @@ def _trainer(
     if getattr(arguments, "gradient_checkpointing", False) and spec.lora is not None:
         student.enable_input_require_grads()  # reentrant checkpointing sees gradients only through its inputs
     held_out = [row for data in rows.datasets.values() for row in data.holdout]
+    # Trainer is not given the tokenizer: it would write the padding token into the model's config, and where that is
+    # the end token, whoever loads the finished model has an end token whose embedding no longer learns.
     trainer = DistillationTrainer(
         student.to(arguments.device),
         arguments,
@@ -244,7 +246,6 @@ def _trainer(
             tokenizer.pad_token_id, route_names=mixture.names, packing=spec.packing, max_length=spec.max_length
         ),
         calibration=[row for data in rows.datasets.values() for row in data.train[:64]],
-        processing_class=tokenizer,
         callbacks=[
             MetricsFile(context.directory / "metrics.jsonl"),
             PlainProgress(lambda line: context.log(f"{context.name}: {line}"), objective.names),

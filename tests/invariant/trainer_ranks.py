@@ -1,0 +1,112 @@
+"""What each of two gloo processes does in test_trainer_ranks: whole trainings through DistillationTrainer."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import toys
+from invariant import steps
+from invariant.test_one_process import make_trainer
+from invariant.trainers import trainer, weights
+from preceptor import Attention, Logits, ModelTeacher
+from preceptor.checkpoints import last_checkpoint
+from preceptor.distributed import from_main
+from preceptor.metrics import MetricsFile
+from preceptor.stages.train import add_lora
+from preceptor.recipe import LoraSpec
+
+
+def rank_main(rank: int, directory: str, port: int) -> None:
+    """Writes results of this rank to `directory`."""
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2", OMP_NUM_THREADS="1",
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    folder = Path(directory)
+    results: dict[str, Any] = {
+        "exact": exact(folder / "exact"),
+        "resumed": resumed(folder / "resumed"),
+        "lora": lora(folder / "lora"),
+        "heard": from_main(lambda: {"rank": rank}),
+    }
+    torch.save(results, folder / f"rank{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def exact(folder: Path) -> dict[str, torch.Tensor]:
+    """The steps of the brute force in float64, 2 processes x 2 micro-batches x 2 rows."""
+    made = make_trainer(folder, torch.float64, 2, gradient_accumulation_steps=2)
+    made.add_callback(MetricsFile(folder / "metrics.jsonl"))
+    folder.mkdir(exist_ok=True)
+    made.train()
+    assert made.args.world_size == 2
+    assert isinstance(made.model_wrapped, torch.nn.parallel.DistributedDataParallel)
+    return weights(made.model)
+
+
+SETTINGS: dict[str, Any] = {
+    "per_device_train_batch_size": 1,
+    "learning_rate": 0.5,
+    "save_steps": 1,
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "load_best_model_at_end": True,
+    "greater_is_better": True,  # the worst one, for that is not the last
+    "seed": 5,
+}
+
+
+def resumed(folder: Path) -> dict[str, Any]:
+    """Three epochs whole; and again from the middle of the second, with sums of both ranks under way."""
+    whole = trainer(folder, **SETTINGS)
+    whole.train()
+    last = last_checkpoint(folder / "checkpoints")
+    lines = (folder / "metrics.jsonl").read_text()
+    dist.barrier()
+    again = trainer(folder, **SETTINGS)
+    again.train(resume_from_checkpoint=str(folder / "checkpoints/checkpoint-5"))
+    return {
+        "whole": weights(whole.model),
+        "again": weights(again.model),
+        "last": None if last is None else last.name,
+        "lines": lines,
+        "again_lines": (folder / "metrics.jsonl").read_text(),
+        "measured": whole.evaluate(),
+        "best": max(line["eval_loss"] for line in map(json.loads, lines.splitlines()) if "eval_loss" in line),
+    }
+
+
+def adapted() -> Any:
+    return add_lora(toys.llama(1, torch.float64), LoraSpec(r=2))
+
+
+def lora(folder: Path, **settings: Any) -> dict[str, torch.Tensor]:
+    """An adapter under reentrant gradient checkpointing."""
+    torch.manual_seed(3)
+    model = adapted()
+    model.enable_input_require_grads()
+    made = trainer(
+        folder,
+        model=model,
+        terms=(Logits(), Attention(2.0)),
+        teacher=ModelTeacher(toys.mistral(2, torch.float64)),
+        **{
+            "per_device_train_batch_size": 1,
+            "optim": "sgd",
+            "learning_rate": 1.0,
+            "save_strategy": "no",
+            "gradient_checkpointing": True,
+            "gradient_checkpointing_kwargs": {"use_reentrant": True},
+            **settings,
+        },
+    )
+    made.train()
+    return {name: p for name, p in weights(made.model).items() if "lora" in name}
