@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from preceptor import __version__
-from preceptor.distributed import LeaderEnded, is_main, launch, launch_arguments, processes_to_start
+from preceptor.distributed import LeaderEnded, is_main, launch, launch_arguments, leave, processes_to_start
 from preceptor.errors import InputError, InputErrors, RunFailed, accepted, did_you_mean
 from preceptor.files import json_text
 
@@ -119,15 +119,19 @@ def _run(arguments: list[str]) -> int:
     if options.out is not None:
         overrides.append("runs_dir=" + json_text(options.out))
 
-    from preceptor.recipe import TrainingStage, load_recipe
+    from preceptor.recipe import TrainingStage, load_recipe, models_of
     from preceptor.runs import run
 
     recipe = load_recipe(options.recipe, overrides)
-    processes = processes_to_start()
-    if processes > 1 and any(isinstance(stage, TrainingStage) for stage in recipe.stages.values()):
-        _progress(f"{processes} GPUs are visible, so {processes} processes start; CUDA_VISIBLE_DEVICES chooses fewer")
-        return launch(launch_arguments(["run", *arguments], processes))
+    visible = processes_to_start()
+    if visible > 1 and any(isinstance(stage, TrainingStage) for stage in recipe.stages.values()):
+        # A model spread over GPUs leaves none to other processes; torchrun also tells Trainer not to use DataParallel.
+        spread = any(model.device_map for stage in recipe.stages.values() for model in models_of(stage).values())
+        number = "1 process starts (a device_map uses them all)" if spread else f"{visible} processes start"
+        _progress(f"{visible} GPUs are visible: {number}; CUDA_VISIBLE_DEVICES chooses fewer")
+        return launch(launch_arguments(["run", *arguments], 1 if spread else visible))
     result = run(recipe, only=options.only, redo=options.redo, log=_progress)
+    leave()
     lines = [f"{name}  {stage['status']}  {stage['seconds']:.1f} s" for name, stage in result["stages"].items()]
     _print(result, "\n".join([*lines, result["directory"]]), options.json)
     return 0

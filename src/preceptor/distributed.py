@@ -11,6 +11,7 @@ import json
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -51,11 +52,18 @@ class _Words:
     """What the first process says, in order, and the others hear."""
 
     def __init__(self) -> None:
-        from torch.distributed import PrefixStore
+        from torch.distributed.distributed_c10d import PrefixStore
         from torch.distributed.rendezvous import rendezvous
 
         # The store under which torch.distributed will find its own peers, under a prefix of our own.
-        store, _, _ = next(rendezvous("env://"))
+        try:
+            store, _, _ = next(rendezvous("env://"))
+        except ValueError as error:
+            raise InputError(
+                f"WORLD_SIZE is {world_size()}, but the processes cannot find each other "
+                f"({str(error).rpartition(': ')[2]}); start them with torchrun or accelerate launch, "
+                "or unset WORLD_SIZE"
+            ) from error
         self._store: Any = PrefixStore("preceptor", store)
         self._count = 0
 
@@ -99,6 +107,16 @@ class _Words:
 @cache
 def _words() -> _Words:
     return _Words()
+
+
+def meet() -> None:
+    """Find the other processes, if there are any.
+
+    Raises:
+        InputError: when the launcher has not said where they are.
+    """
+    if world_size() > 1:
+        _words()
 
 
 def tell(word: dict[str, Any]) -> None:
@@ -173,6 +191,15 @@ def _let_the_first_speak() -> None:
             _words().hear(_PARTING)
     except TimeoutError:
         return
+
+
+def leave() -> None:
+    """End this process's part in torch.distributed, which otherwise complains at exit."""
+    if "torch" in sys.modules:
+        import torch.distributed as dist
+
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
 
 
 # --- starting them ----------------------------------------------------------------------------------------------

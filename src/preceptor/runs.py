@@ -67,6 +67,7 @@ def run(
     again = [redo] if isinstance(redo, str) else list(redo or ())
     if not distributed.is_main():
         return _follow(recipe)
+    distributed.meet()
     with distributed.leading():
         result = _run(recipe, only, again, log)
         distributed.tell({"result": result})
@@ -118,8 +119,8 @@ def _follow(recipe: Recipe) -> dict[str, Any]:
             except Exception as error:
                 cause = " ".join(f"{type(error).__name__}: {error}".split())
                 raise RunFailed(
-                    f"stage {name} failed in process {distributed.rank()}: {cause[:500]}; what is finished is kept, and "
-                    f"once the cause is mended `{resume_command(recipe)}` goes on from there"
+                    f"stage {name} failed in process {distributed.rank()}: {cause[:500]}; what is finished is kept, "
+                    f"and once the cause is mended `{resume_command(recipe)}` goes on from there"
                 ) from error
         elif "result" in word:
             found.update(word["result"])

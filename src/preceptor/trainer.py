@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,8 @@ class DistillationTrainer(Trainer):
         if isinstance(resume_from_checkpoint, str):
             verify_directory(Path(resume_from_checkpoint))
         self.step_metrics.reset()
+        if self.is_world_process_zero():
+            shutil.rmtree(Path(self.args.output_dir, ASIDE), ignore_errors=True)  # of an interrupted write
         if isinstance(resume_from_checkpoint, str) and self.is_world_process_zero():
             # These are the sums of all ranks, and the next log line sums over ranks again.
             state = Path(resume_from_checkpoint, METRICS_STATE).read_text(encoding="utf-8")

@@ -13,82 +13,15 @@ import pytest
 import torch
 
 import preceptor
+from invariant.recipes import MICRO, recipe
 from invariant.trainers import Stop, StopAt, trainer, weights
 from preceptor.checkpoints import ASIDE, checkpoint_steps, last_checkpoint
 from preceptor.errors import InputError, RunFailed
 from preceptor.files import MANIFEST
 from preceptor.metrics import TIMING
-from preceptor.recipe import Recipe, parse_recipe
 from preceptor.trainer import DistillationTrainer
 
 # --- a recipe ---------------------------------------------------------------------------------------------------
-
-SHAPE = {
-    "model_type": "mistral",
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 96,
-    "initializer_range": 0.2,
-}
-WORDS = ("tea", "milk", "bread", "salt", "rice", "corn", "plum")
-# 5 epochs of 3 steps: log lines after steps 2, 4, ..., checkpoints after 5, 10, 15, so that sums are under way there.
-TRAINING = {
-    "per_device_train_batch_size": 2,
-    "num_train_epochs": 5,
-    "learning_rate": 0.01,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 2,
-    "weight_decay": 0.1,
-    "logging_steps": 2,
-    "save_steps": 5,
-    "eval_strategy": "steps",
-    "eval_steps": 3,
-    "save_total_limit": 3,
-    "use_cpu": True,
-}
-STEPS = 15
-MICRO = 4  # micro-batches of a step
-
-
-def recipe(folder: Path, runs: str, training: dict[str, Any] | None = None, **stage: Any) -> Recipe:
-    for name, sentence in (("shop", "we sell {} for {}"), ("other", "take {} home and eat {}")):
-        path = folder / f"{name}.jsonl"
-        if not path.exists():
-            pairs = [(a, b) for a in WORDS for b in WORDS if a != b][: 24 if name == "shop" else 16]
-            messages = [
-                [{"role": "user", "content": f"{name} {a} {b}"}, {"role": "assistant", "content": sentence.format(a, b)}]
-                for a, b in pairs
-            ]
-            path.write_text("".join(json.dumps({"messages": each}) + "\n" for each in messages))
-    tokenizer = {"kind": "characters", "train_on": ["shop", "other"], "vocab_size": 60}
-    init = {"kind": "init", "config": SHAPE, "tokenizer": tokenizer}
-    return parse_recipe(
-        {
-            "name": "r",
-            "runs_dir": str(folder / runs),
-            "data": {"shop": {"path": "shop.jsonl", "holdout": 4}, "other": {"path": "other.jsonl", "holdout": 2}},
-            "stages": {
-                "teacher": init,
-                "student": {**init, "config": {**SHAPE, "attention_dropout": 0.2, "hidden_size": 12, "num_hidden_layers": 1}},
-                "kd": {
-                    "kind": "distill",
-                    "student": "stage:student",
-                    "teacher": "stage:teacher",
-                    "data": {"shop": 0.6, "other": 0.4},
-                    "rows": 23,
-                    "rows_per_step": 8,
-                    "max_length": 96,
-                    "objective": [{"kind": "next_token", "weight": 0.5}, {"kind": "logits"}, {"kind": "attention"}],
-                    "training": {**TRAINING, **(training or {})},
-                    **stage,
-                },
-            },
-        },
-        folder=folder,
-    )  # fmt: skip
 
 
 def quiet(line: str) -> None:
@@ -290,7 +223,7 @@ def test_a_damaged_checkpoint_is_refused(damage: str, made: Path, tmp_path: Path
 
 
 def test_what_an_interrupted_write_left_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed while the checkpoint of step 6 is written: step 3 is the last one, and the next writes over the rest."""
+    """Killed while its first checkpoint is written, a training starts over, and nothing of that write gets into it."""
 
     def full(*_: Any) -> None:
         raise Stop
@@ -302,7 +235,13 @@ def test_what_an_interrupted_write_left_is_ignored(tmp_path: Path, monkeypatch: 
     folder = tmp_path / "checkpoints"
     assert (folder / ASIDE / "checkpoint-3/model.safetensors").exists()
     assert checkpoint_steps(folder) == {}
-    assert last_checkpoint(folder) is None
+    (folder / ASIDE / "checkpoint-3/rng_state_1.pth").write_bytes(b"of a process that is no more")
+    trainer(tmp_path).train()
+    assert not (folder / ASIDE).exists()
+    assert list(checkpoint_steps(folder)) == [3, 6, 9]
+    assert not (folder / "checkpoint-3/rng_state_1.pth").exists()
+    (folder / ASIDE / "checkpoint-12").mkdir(parents=True)
+    assert last_checkpoint(folder) == folder / "checkpoint-9"
     assert not (folder / ASIDE).exists()
 
 

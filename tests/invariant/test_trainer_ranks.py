@@ -36,9 +36,7 @@ def ranks(folder: Path) -> list[dict[str, Any]]:
 
 
 def lines(text: str) -> list[dict[str, Any]]:
-    return [
-        {key: value for key, value in json.loads(line).items() if key not in TIMING} for line in text.splitlines()
-    ]
+    return [{key: value for key, value in json.loads(line).items() if key not in TIMING} for line in text.splitlines()]
 
 
 def close(got: list[dict[str, Any]], wanted: list[dict[str, Any]], **how: float) -> None:
@@ -83,7 +81,7 @@ def test_both_load_the_best_at_the_end(ranks: list[dict[str, Any]]) -> None:
 
 
 def test_two_processes_count_and_measure_like_one(ranks: list[dict[str, Any]], tmp_path: Path) -> None:
-    """The first two steps, before dropout on other micro-batches makes the two ways differ."""
+    """What dropout on other micro-batches does not touch."""
     alone = trainer(tmp_path, **{**trainer_ranks.SETTINGS, "per_device_train_batch_size": 2})
     alone.train()
     wanted = [line for line in lines((tmp_path / "metrics.jsonl").read_text()) if "loss" in line]
@@ -109,3 +107,9 @@ def trainer_start() -> dict[str, torch.Tensor]:
 
 def test_the_first_one_speaks_for_all(ranks: list[dict[str, Any]]) -> None:
     assert [each["heard"] for each in ranks] == [{"rank": 0}, {"rank": 0}]
+
+
+def test_the_first_one_leads(ranks: list[dict[str, Any]]) -> None:
+    assert ranks[0]["led"] == [True, True, True]
+    stages = [{"stage": "one"}, {"stage": "two"}, {"stage": "three"}, 2, 130, {"stage": "three"}, 1]
+    assert ranks[1]["led"] == [*stages, "here alone, in four"]

@@ -11,15 +11,15 @@ import torch
 import torch.distributed as dist
 
 import toys
-from invariant import steps
 from invariant.test_one_process import make_trainer
 from invariant.trainers import trainer, weights
-from preceptor import Attention, Logits, ModelTeacher
+from preceptor import Attention, Logits, ModelTeacher, distributed
 from preceptor.checkpoints import last_checkpoint
 from preceptor.distributed import from_main
+from preceptor.errors import InputError
 from preceptor.metrics import MetricsFile
-from preceptor.stages.train import add_lora
 from preceptor.recipe import LoraSpec
+from preceptor.stages.train import add_lora
 
 
 def rank_main(rank: int, directory: str, port: int) -> None:
@@ -35,6 +35,7 @@ def rank_main(rank: int, directory: str, port: int) -> None:
         "resumed": resumed(folder / "resumed"),
         "lora": lora(folder / "lora"),
         "heard": from_main(lambda: {"rank": rank}),
+        "led": led(rank),
     }
     torch.save(results, folder / f"rank{rank}.pt")
     dist.barrier()
@@ -110,3 +111,37 @@ def lora(folder: Path, **settings: Any) -> dict[str, torch.Tensor]:
     )
     made.train()
     return {name: p for name, p in weights(made.model).items() if "lora" in name}
+
+
+def led(rank: int) -> list[Any]:
+    """What the second process sees of a first one that finishes, that fails, and that does not see it fail."""
+    seen: list[Any] = []
+    if rank == 0:
+        with distributed.leading():
+            distributed.tell({"stage": "one"})
+            distributed.tell({"stage": "two"})
+        for error in (InputError("wrong"), KeyboardInterrupt(), OSError("disk")):
+            try:
+                with distributed.leading():
+                    distributed.tell({"stage": "three"})
+                    raise error
+            except BaseException as raised:
+                seen.append(raised is error)
+        distributed.tell({"stage": "four"})
+        return seen
+
+    def fails(word: dict[str, Any]) -> None:
+        raise RuntimeError(f"here alone, in {word['stage']}")
+
+    distributed.following(seen.append)
+    for take_part in (seen.append, fails, seen.append):  # a failure everywhere is the first one's to tell
+        try:
+            distributed.following(take_part)
+        except distributed.LeaderEnded as end:
+            seen.append(end.code)
+    distributed._PARTING = 0.3
+    try:
+        distributed.following(fails)
+    except RuntimeError as error:
+        seen.append(str(error))
+    return seen

@@ -20,7 +20,7 @@ from preceptor.objective import Term
 from preceptor.trainer import DistillationTrainer
 
 
-class Stop(RuntimeError):
+class Stop(RuntimeError):  # noqa: N818 - not an error
     """What ends a run in the middle."""
 
 

@@ -86,7 +86,7 @@ def _settings(size: Size) -> dict[str, Any]:
         "steps": size.steps,
         "rows_per_step": size.rows_per_step,
         "epochs": size.epochs,
-        "learning_rate": size.learning_rate,
+        "learning_rates": {name: method.learning_rate for name, method in METHODS.items()},
         "noise": NOISE,
         "student": dict(STUDENT),
         "teacher_sha256": sha256_file(TEACHER / "model.safetensors"),

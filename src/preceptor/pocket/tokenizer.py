@@ -42,7 +42,6 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         unk_token=UNKNOWN,
         additional_special_tokens=[ASSISTANT],
         clean_up_tokenization_spaces=False,
-        model_max_length=64,
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer

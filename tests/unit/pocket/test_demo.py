@@ -57,18 +57,16 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         main(tmp_path / "file" / "demo", False, None, lambda line: None, TOY)
 
 
-def test_the_recipe_of_the_study_is_a_recipe_whose_methods_differ_in_objective_alone(tmp_path: Path) -> None:
+def test_methods_differ_in_objective_and_learning_rate_alone(tmp_path: Path) -> None:
     recipe = load_recipe(write_study(tmp_path, 43, TOY))
     assert list(recipe.stages) == ["student", *METHODS]
     stages = study_recipe(43, TOY)["stages"]
-    common = [
-        {
-            key: value
-            for key, value in stages[name].items()
-            if key not in ("kind", "model", "student", "teacher", "objective")
-        }
-        for name in METHODS
-    ]
+    common = []
+    for name in METHODS:
+        stage = {**stages[name], "training": {**stages[name]["training"]}}
+        assert stage["training"].pop("learning_rate") == METHODS[name].learning_rate
+        common.append({key: stage[key] for key in ("data", "rows_per_step", "max_length", "training")})
+        assert set(stage) - set(common[0]) <= {"kind", "model", "student", "teacher", "objective"}
     assert all(each == common[0] for each in common)
 
 
