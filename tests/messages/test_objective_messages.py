@@ -28,8 +28,8 @@ def prepare(terms, student, teacher=None, calibration=(), **settings) -> Objecti
 def test_a_model_without_softmax_attention() -> None:
     config = MambaConfig(vocab_size=31, hidden_size=16, num_hidden_layers=2, state_size=4)
     assert refusal([Attention()], toys.llama(0), MambaForCausalLM(config)) == (
-        "teacher: the attention of MambaForCausalLM cannot be tapped (0 of 2 layers, layer types ['linear_attention']); "
-        "the attention term needs softmax attention through transformers' attention interface in every layer; leave "
+        "teacher: the attention of MambaForCausalLM cannot be tapped (0 of 2 layers, layer types "
+        "['linear_attention']); the attention term needs softmax attention through transformers' attention interface in every layer; leave "
         "`{kind: attention}` out of the objective"
     )
 
@@ -143,11 +143,11 @@ def test_use_outside_listening_is_an_error_and_not_a_silent_loss_of_gradient() -
     objective = prepare([Logits(), Attention()], student, toys.llama(1))
     batch = toys.batch([[row] for row in toys.rows(0, [7, 5], [3, 2])])
     signal = teacher(batch, objective.needs)
-    with pytest.raises(RuntimeError, match="were not tapped; call the objective inside `with objective.listening"):
+    with pytest.raises(RuntimeError, match=r"were not tapped; call the objective inside `with objective\.listening"):
         objective(student, batch, signal)
     with objective.listening():
         sums = objective(student, batch, signal)
-    with pytest.raises(RuntimeError, match="the backward runs outside `with objective.listening"):
+    with pytest.raises(RuntimeError, match=r"the backward runs outside `with objective\.listening"):
         sums.loss.backward()
 
 
