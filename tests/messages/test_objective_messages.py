@@ -29,7 +29,8 @@ def test_a_model_without_softmax_attention() -> None:
     config = MambaConfig(vocab_size=31, hidden_size=16, num_hidden_layers=2, state_size=4)
     assert refusal([Attention()], toys.llama(0), MambaForCausalLM(config)) == (
         "teacher: the attention of MambaForCausalLM cannot be tapped (0 of 2 layers, layer types "
-        "['linear_attention']); the attention term needs softmax attention through transformers' attention interface in every layer; leave "
+        "['linear_attention']); the attention term needs softmax attention through transformers' attention interface "
+        "in every layer; leave "
         "`{kind: attention}` out of the objective"
     )
 
