@@ -5,7 +5,7 @@ For one query row with masked scores s_T, s_S (DESIGN of the loss: docs/losses.m
     KL = Σ_j p_T(j)·(s_T(j) − s_S(j)) − LSE_T + LSE_S,        ∂KL/∂s_S = p_S − p_T,
 
 so a block of rows is enough for the value and for both gradients. Only rows that predict a target are gathered as
-queries. Scores are float32 whatever the inputs are: rounded to bfloat16 they lose half of the gradient near
+queries. Scores are float32 whatever the inputs are: rounded to bfloat16 they spoil the gradient near
 convergence. Value and gradients are computed in one pass, because the gradients are linear in the loss's scale: two
 matrix products fewer than recomputing the scores in the backward, for the same memory (dq and dk instead of the
 teacher's q and k).
