@@ -15,7 +15,8 @@ from torch import Tensor
 
 from preceptor.signals import Head
 
-# Logits held at once, in elements (float32: 16 MB). Chosen on 2 cores; larger chunks cost memory and gain nothing.
+# Logits held at once, in elements (float32: 16 MB). One thread, 1024 positions, V = 32,000, width 256: 2.2 s at 2**20,
+# 1.85 s from 2**21 to 2**23, 2.3 s at 2**24.
 CHUNK_ELEMENTS = 2**22
 
 ChunkLoss = Callable[[Tensor, slice, bool], tuple[Tensor, Tensor | None]]
