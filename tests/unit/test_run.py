@@ -19,7 +19,7 @@ from preceptor.cli import main
 from preceptor.errors import InputError, InputErrors, RunFailed
 from preceptor.recipe import Recipe, load_recipe
 from preceptor.runs import run
-from preceptor.stages import CHECKS, EXECUTORS, MODEL_CHECK
+from preceptor.stages import CHECKS, EXECUTORS, MODEL_CHECKS
 from preceptor.stages.context import StageContext
 
 RECIPE = """\
@@ -63,7 +63,8 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
     for kind in ("init", "generate", "sft", "distill"):
         monkeypatch.setitem(EXECUTORS, kind, made.execute)
         monkeypatch.setitem(CHECKS, kind, lambda training: None)
-    monkeypatch.setitem(MODEL_CHECK, "check", lambda spec: None)
+    monkeypatch.setitem(MODEL_CHECKS, "one", lambda spec: None)
+    monkeypatch.setitem(MODEL_CHECKS, "pair", lambda pair: None)
     return made
 
 
@@ -298,7 +299,7 @@ def test_checks_come_before_the_first_stage(folder: Path, fakes: Fakes, monkeypa
         raise InputError("the file is cut")
 
     monkeypatch.setitem(CHECKS, "distill", check)
-    monkeypatch.setitem(MODEL_CHECK, "check", check_model)
+    monkeypatch.setitem(MODEL_CHECKS, "one", check_model)
     with pytest.raises(InputErrors) as caught:
         run(recipe(), log=silent)
     assert caught.value.errors == [

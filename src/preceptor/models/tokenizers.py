@@ -8,7 +8,7 @@ matter for that.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -105,6 +105,12 @@ def same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenize
                 "the student's tokenizer has the teacher's tokens but cuts text otherwise, "
                 f"for example {shown(text, 40)}; {mend}"
             )
+
+
+def check_pair(pair: Sequence[ModelSpec]) -> None:
+    """Makes sure, before weights are read, that a student and its teacher share a tokenizer; see `same_tokenizer`."""
+    student, teacher = (load_tokenizer(spec) for spec in pair)
+    same_tokenizer(student, teacher)
 
 
 def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:

@@ -29,8 +29,12 @@ CHECKS: dict[str, str | Check] = {
     "sft": "preceptor.stages.train:check_training",
     "distill": "preceptor.stages.train:check_training",
 }
-# Takes a resolved ModelSpec; raises InputError for files that cannot be a model, without reading weights.
-MODEL_CHECK: dict[str, str | Callable[[Any], object]] = {"check": "preceptor.models.checkpoint:check_model"}
+# Take resolved ModelSpecs; raise InputError, without reading weights, for files that cannot be a model, and for a
+# student and a teacher whose tokenizers differ.
+MODEL_CHECKS: dict[str, str | Callable[..., object]] = {
+    "one": "preceptor.models.checkpoint:check_model",
+    "pair": "preceptor.models.tokenizers:check_pair",
+}
 
 
 def executor_of(kind: str) -> Executor:
@@ -47,7 +51,13 @@ def check_of(kind: str) -> Check | None:
 
 def model_check() -> Callable[[Any], object]:
     """The function that checks the files of a model that is not made by a stage."""
-    check: Callable[[Any], object] = _imported(MODEL_CHECK["check"])
+    check: Callable[[Any], object] = _imported(MODEL_CHECKS["one"])
+    return check
+
+
+def pair_check() -> Callable[[Any], object]:
+    """The function that checks whether a (student, teacher) pair shares a tokenizer."""
+    check: Callable[[Any], object] = _imported(MODEL_CHECKS["pair"])
     return check
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from preceptor.errors import InputError, InputErrors
-from preceptor.recipe import InitStage, ModelSpec, Recipe, TrainingStage, models_of
+from preceptor.recipe import DistillStage, InitStage, ModelSpec, Recipe, TrainingStage, models_of
 from preceptor.recipe.base import stage_of
-from preceptor.stages import check_of, model_check
+from preceptor.stages import check_of, model_check, pair_check
 from preceptor.stages.context import StageContext, run_directory
 
 
@@ -37,6 +38,13 @@ def check_ahead(recipe: Recipe, names: Sequence[str], *, models: bool = True) ->
             if spec not in seen:
                 seen.append(spec)
                 errors += _found(f"{where}.{key}: ", model_check(), spec)
+        if models and not errors and isinstance(stage, DistillStage):
+            pair = [context.resolve_model(model) for model in (stage.student, stage.teacher)]
+            made = all(
+                stage_of(m.path) is None or Path(p.path).exists() for m, p in zip(models_of(stage).values(), pair)
+            )
+            if made:
+                errors += _found(f"{where}: ", pair_check(), pair)
     if errors:
         raise InputErrors(list(dict.fromkeys(errors)))
 
