@@ -19,7 +19,7 @@ from preceptor.distributed import from_main
 from preceptor.errors import InputError
 from preceptor.metrics import MetricsFile
 from preceptor.recipe import LoraSpec
-from preceptor.stages.train import add_lora
+from preceptor.stages.build import add_lora
 
 
 def rank_main(rank: int, directory: str, port: int) -> None:

@@ -22,7 +22,7 @@ from preceptor.data.collator import Collator
 from preceptor.data.mixture import Mixture
 from preceptor.errors import InputError
 from preceptor.recipe import LoraSpec
-from preceptor.stages.train import add_lora
+from preceptor.stages.build import add_lora
 from preceptor.trainer import DistillationTrainer
 
 SGD: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.5, "lr_scheduler_type": "constant", "max_grad_norm": 0}

@@ -26,8 +26,8 @@ EXECUTORS: dict[str, str | Executor] = {
 # Executed by all processes of a run at once; stages of other kinds by the first one alone.
 TOGETHER = ("sft", "distill")
 CHECKS: dict[str, str | Check] = {
-    "sft": "preceptor.stages.train:check_training",
-    "distill": "preceptor.stages.train:check_training",
+    "sft": "preceptor.stages.build:check_training",
+    "distill": "preceptor.stages.build:check_training",
 }
 # Take resolved ModelSpecs; raise InputError, without reading weights, for files that cannot be a model, and for a
 # student and a teacher whose tokenizers differ.

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainingArguments, set_seed
+from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from preceptor.checkpoints import last_checkpoint
@@ -16,60 +15,21 @@ from preceptor.data.collator import Collator
 from preceptor.data.mixture import Mixture
 from preceptor.data.prepare import PreparedDataset, prepare_datasets
 from preceptor.data.template import choose_template
-from preceptor.distributed import from_main, is_main, world_size
-from preceptor.errors import InputError, did_you_mean, shown
+from preceptor.distributed import from_main, is_main
+from preceptor.errors import InputError
 from preceptor.files import json_text, write_atomic
 from preceptor.metrics import MetricsFile, PlainProgress
 from preceptor.models.card import render_card
 from preceptor.models.load import load_model, source_dtype
 from preceptor.models.save import save_model
 from preceptor.models.tokenizers import check_tokenizer_fits, load_tokenizer, same_tokenizer
-from preceptor.objective import Attention, Logits, NextToken, Objective, Term
-from preceptor.recipe import DistillStage, LogitsSpec, LoraSpec, ModelSpec, NextTokenSpec, SftStage
+from preceptor.objective import Objective
+from preceptor.recipe import DistillStage, ModelSpec, SftStage
+from preceptor.stages.build import add_lora, build_terms, training_arguments
 from preceptor.stages.context import StageContext
 from preceptor.stages.datasets import specs_for
 from preceptor.teachers import ModelTeacher
 from preceptor.trainer import DistillationTrainer
-
-if TYPE_CHECKING:
-    from preceptor.objective.attention import LayerPolicy
-
-# What differs from transformers' own defaults, and may be set in a recipe's `training:` block all the same.
-DEFAULTS = {"logging_steps": 10, "save_total_limit": 2, "disable_tqdm": True, "report_to": "none"}
-
-
-def check_training(training: dict[str, Any]) -> None:
-    """Raises InputError for keys that transformers.TrainingArguments does not know, and for values it refuses."""
-    known = TrainingArguments.__dataclass_fields__
-    for key in training:
-        if key not in known:
-            raise InputError(
-                f"training.{key}: is not a key of transformers.TrainingArguments{did_you_mean(key, known)}; remove it"
-            )
-    _arguments(training, Path("unused"), seed=0, accumulation=1)
-
-
-def _arguments(training: dict[str, Any], directory: Path, *, seed: int, accumulation: int) -> TrainingArguments:
-    owned = {
-        "output_dir": str(directory),
-        "seed": seed,
-        "data_seed": seed,
-        "gradient_accumulation_steps": accumulation,
-        "remove_unused_columns": False,
-    }
-    here = {
-        # Without a device to copy to, torch warns that pinning does nothing.
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        # Unless told so, accelerate takes each of several processes without accelerators for the only one.
-        "use_cpu": world_size() > 1 and not torch.accelerator.is_available(),
-    }
-    try:
-        return TrainingArguments(**{**DEFAULTS, **here, **training, **owned})
-    except (ValueError, TypeError, ImportError) as error:
-        said = str(error).strip().split("\n")[0]
-        raise InputError(
-            f"training: transformers.TrainingArguments refuses {shown(training, 120)}: {said}; change that value"
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -154,45 +114,6 @@ def _prepare(
     )
 
 
-def add_lora(student: Any, lora: LoraSpec) -> Any:
-    """`student` with a fresh adapter (arXiv 2106.09685); the base is frozen.
-
-    Raises:
-        InputError: when PEFT refuses the target modules.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.r,
-        lora_alpha=2 * lora.r if lora.alpha is None else lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        modules_to_save=lora.modules_to_save,
-    )
-    try:
-        return get_peft_model(student, config)
-    except ValueError as error:
-        raise InputError(f"lora: PEFT refuses {shown(lora.target_modules)}: {str(error).splitlines()[0]}") from error
-
-
-def build_terms(spec: SftStage | DistillStage) -> list[Term]:
-    """The objective's terms as the recipe gives them."""
-    terms: list[Term] = []
-    for term in spec.objective:
-        routes = None if term.routes is None else tuple(term.routes)
-        if isinstance(term, NextTokenSpec):
-            terms.append(NextToken(term.weight, routes))
-        elif isinstance(term, LogitsSpec):
-            terms.append(
-                Logits(term.weight, routes, term.divergence, term.temperature, beta=term.beta, alpha=term.alpha)
-            )
-        else:
-            layers = cast("LayerPolicy | tuple[tuple[int, int], ...]", term.layers)
-            terms.append(Attention(term.weight, routes, layers, term.heads, term.calibration_rows))
-    return terms
-
-
 def _trainer(
     spec: SftStage | DistillStage,
     context: StageContext,
@@ -201,7 +122,7 @@ def _trainer(
     tokenizer: PreTrainedTokenizerBase,
     rows: _Rows,
 ) -> DistillationTrainer:
-    arguments = _arguments(spec.training, context.directory / "checkpoints", seed=context.seed, accumulation=1)
+    arguments = training_arguments(spec.training, context.directory / "checkpoints", seed=context.seed, accumulation=1)
     per_pass = arguments.per_device_train_batch_size * arguments.world_size
     if spec.rows_per_step % per_pass:
         raise InputError(
