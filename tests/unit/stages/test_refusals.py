@@ -58,5 +58,5 @@ def test_models_of_other_vocabularies(
 
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     mend = "; distil between models of one tokenizer, or train the student from `init` with the teacher's"
-    assert said == [f"error: {what_differs}{mend}"]
-    assert not (tmp_path / "runs" / "refused" / "kd").exists()
+    assert said == [f"error: {recipe}: stages.kd: {what_differs}{mend}"]
+    assert not (tmp_path / "runs").exists()
