@@ -7,7 +7,7 @@ R target positions of one row padded to the longest, H query heads, G key/value 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -177,6 +177,12 @@ class AttentionScores:
     window: int | None = None
     """Sliding window: position t sees the keys t-window+1..t."""
     softcap: float | None = None
+
+    def of_rows(self, rows: Tensor | None, R: int) -> AttentionScores:
+        """The scores of some batch rows (None: of all), whose own longest has `R` target positions."""
+        if rows is None:
+            return self
+        return replace(self, q_BHRD=self.q_BHRD[rows, :, :R], k_BGSD=self.k_BGSD[rows])
 
 
 @dataclass(frozen=True)

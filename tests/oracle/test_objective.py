@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 import toys
 from oracle import brute
 from preceptor.objective import Attention, Logits, NextToken, Objective
+from preceptor.signals import Signal, TokenBatch
 from preceptor.teachers import ModelTeacher
 
 WINDOW_4 = {"sliding_window": 4}
@@ -236,3 +238,39 @@ def test_a_step_leaves_nothing_behind() -> None:
         inside.StudentObserver.__init__ = original  # type: ignore[method-assign]
     gc.collect()
     assert [ref() for ref in alive] == [None, None]
+
+
+def test_parts_of_several_teachers_are_the_same_as_batches_of_their_own() -> None:
+    """Rows of one micro-batch may follow different teachers, each with fewer target positions than the batch."""
+    student = toys.mistral(1, torch.float64, sharpness=3.0)
+    teachers = [ModelTeacher(toys.mistral(seed, torch.float64, sharpness=3.0)) for seed in (2, 3)]
+    objective = Objective([NextToken(0.4), Logits(), Attention(0.7)], route_names=("a", "b"))
+    objective.prepare(student, teachers[0])
+    rows = toys.rows(5, LENGTHS, ANSWERS)
+    routes = [0, 1, 0, 1, 1]
+
+    def run(batches: list[tuple[TokenBatch, Signal]]) -> tuple[torch.Tensor, torch.Tensor]:
+        student.zero_grad()
+        sums = torch.zeros(3, 2, dtype=torch.float64)
+        with objective.listening():
+            for batch, signal in batches:
+                got = objective(student, batch, signal)
+                got.loss.backward()
+                sums += got.sums_TK
+        return sums, torch.cat([p.grad.flatten() for p in student.parameters()])
+
+    mixed = toys.batch([[row] for row in rows], routes=routes)
+    parts = []
+    for route, teacher in enumerate(teachers):
+        mine = torch.tensor([i for i, r in enumerate(routes) if r == route])
+        part = teacher(mixed.select(mine), objective.needs).parts[0]
+        own = torch.isin(mixed.targets.row_N, mine).nonzero().squeeze(1)
+        parts.append(replace(part, rows=mine, targets=own))
+    together = run([(mixed, Signal(tuple(parts)))])
+
+    apart = []
+    for route, teacher in enumerate(teachers):
+        batch = toys.batch([[row] for row, r in zip(rows, routes) if r == route], routes=[route] * routes.count(route))
+        apart.append((batch, teacher(batch, objective.needs)))
+    for got, expected in zip(together, run(apart)):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)

@@ -81,9 +81,8 @@ class StudentObserver:
         weight_B = self.route_weight_TK[-1][self.batch.routes] * share
         grads = []
         for part in self.signal.parts:
-            here, ours = self.batch, scores
-            if part.rows is not None:
-                here, ours = self.batch.select(part.rows), _select(scores, part.rows)
+            here = self.batch if part.rows is None else self.batch.select(part.rows)
+            ours = scores.of_rows(part.rows, here.targets.position_BR.shape[1])
             weight_BR = here.targets.valid_BR * (weight_B if part.rows is None else weight_B[part.rows])[:, None]
             teacher = part.attention[link.teacher_layer]
             result = attention_kl(ours, teacher, here.targets, weight_BR, heads=link.heads, needs_grad=self.attends)
@@ -213,10 +212,6 @@ def _by_part(parts: Sequence[Part], count: int, device: torch.device) -> Tensor:
     if not parts or parts[0].targets is None:
         return torch.arange(count, device=device)
     return torch.cat([part.targets for part in parts if part.targets is not None])
-
-
-def _select(scores: AttentionScores, rows: Tensor) -> AttentionScores:
-    return AttentionScores(scores.q_BHRD[rows], scores.k_BGSD[rows], scores.scale, scores.window, scores.softcap)
 
 
 def _merge(grads: Sequence[tuple[Tensor | None, Any, Any]], scores: AttentionScores) -> tuple[Tensor, Tensor]:

@@ -80,7 +80,8 @@ def _pair_costs(
         for part in teacher(batch, teacher_needs).parts:
             here = batch if part.rows is None else batch.select(part.rows)
             for s, t in pairs:
-                cost = _pair_cost(_rows_of(ours[s], part.rows), part.attention[t], here)
+                scores = ours[s].of_rows(part.rows, here.targets.position_BR.shape[1])
+                cost = _pair_cost(scores, part.attention[t], here)
                 costs[s, t] = costs[s, t] + cost if (s, t) in costs else cost
     student.train(training)
     if targets == 0:
@@ -89,12 +90,6 @@ def _pair_costs(
             "calibration rows, or set heads and layers to a policy that needs none"
         )
     return {pair: cost / targets for pair, cost in costs.items()}
-
-
-def _rows_of(scores: AttentionScores, rows: Tensor | None) -> AttentionScores:
-    if rows is None:
-        return scores
-    return AttentionScores(scores.q_BHRD[rows], scores.k_BGSD[rows], scores.scale, scores.window, scores.softcap)
 
 
 def _pair_cost(student: AttentionScores, teacher: AttentionScores, batch: TokenBatch) -> Tensor:
