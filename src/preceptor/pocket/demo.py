@@ -17,7 +17,7 @@ from preceptor.errors import InputError
 from preceptor.files import json_text, sha256_file, write_atomic
 from preceptor.pocket.figures import draw_exact_match, draw_gradient_norms, draw_losses, read_metrics
 from preceptor.pocket.side_by_side import Job, run_side_by_side, workers_for
-from preceptor.pocket.study import FIRST_SEED, METHODS, NOISE, STUDENT, TEACHER, Size, write_study
+from preceptor.pocket.study import CONTROL, FIRST_SEED, METHODS, NOISE, STUDENT, TEACHER, Size, write_study
 from preceptor.pocket.summary import summarise, table
 
 FULL_SEEDS = 5
@@ -58,6 +58,9 @@ def main(
         recipe = write_study(out / f"seed-{seed}", seed, size)
         jobs += [Job(seed, recipe, name, method.cost) for name, method in METHODS.items()]
         jobs.append(Job(seed, recipe, "teacher", 0.0))
+        if count > 1:
+            clean = write_study(_control(out, seed), seed, size, noise=0.0)
+            jobs.append(Job(seed, clean, "sft", METHODS["sft"].cost))
     log(
         f"{len(METHODS)} methods on {size.rows:,} rows with {NOISE:.0%} label noise, seeds {chosen[0]}-{chosen[-1]}: "
         f"{len(jobs)} jobs, {workers_for(len(jobs))} at a time"
@@ -78,6 +81,10 @@ def main(
     text = table(models)
     log(f"\n{text}\n\n{report['seconds']:.0f} s; figures and report.json are in {out}")
     return {**report, "table": text}
+
+
+def _control(out: Path, seed: int) -> Path:
+    return out / f"seed-{seed}-clean"
 
 
 def _settings(size: Size) -> dict[str, Any]:
@@ -116,6 +123,8 @@ def _results(out: Path, seed: int) -> dict[str, dict[str, Any]]:
     """One seed's scores, which are also kept as `results/seed-N.json`."""
     runs = out / f"seed-{seed}" / "runs"
     files = {"teacher": runs / "teacher.json", **{name: runs / name / name / "scores.json" for name in METHODS}}
+    control = _control(out, seed) / "runs" / "sft" / "sft" / "scores.json"
+    files |= {CONTROL: control} if control.exists() else {}
     scores = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items()}
     (out / "results").mkdir(exist_ok=True)
     write_atomic(out / "results" / f"seed-{seed}.json", json_text({"seed": seed, "models": scores}))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure  # pyplot would choose a backend for the whole process
 
-from preceptor.pocket.study import METHODS
+from preceptor.pocket.study import CONTROL, METHODS
 from preceptor.pocket.summary import TITLES
 
 # Okabe and Ito's palette, which stays apart for colour-blind readers.
@@ -20,6 +20,7 @@ COLOURS = {
     "kd_prediction": "#0072B2",
     "kd_attention": "#E69F00",
     "kd_both": "#009E73",
+    CONTROL: "#666666",
 }
 DISTILLED = [name for name in METHODS if name != "sft"]
 

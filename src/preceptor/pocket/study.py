@@ -23,6 +23,8 @@ TEACHER = Path(__file__).parent / "teacher"
 TEACHER_SPEC: dict[str, Any] = {"path": str(TEACHER), "dtype": "float32"}
 NOISE = 0.15
 """Share of public training rows whose answer is wrong, truncated or sloppy."""
+CONTROL = "sft_clean"
+"""Plain fine-tuning on the same rows without noise (full study only): how much of a gain could noise explain?"""
 TEST_ROWS = 480
 FIRST_SEED = 43
 
@@ -118,13 +120,13 @@ def study_recipe(seed: int, size: Size) -> dict[str, Any]:
     }
 
 
-def write_study(folder: Path, seed: int, size: Size) -> Path:
+def write_study(folder: Path, seed: int, size: Size, noise: float = NOISE) -> Path:
     """Write one seed's data files and recipe into `folder`; returns the recipe's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_rows(folder / "public.jsonl", make_rows("train", size.rows, seed, noise=NOISE))
+    write_rows(folder / "public.jsonl", make_rows("train", size.rows, seed, noise=noise))
     write_rows(folder / "test.jsonl", make_rows("test", TEST_ROWS, seed))
     note = (
-        f"# The pocket study, seed {seed}: public.jsonl carries {NOISE:.0%} label noise, test.jsonl is clean.\n"
+        f"# The pocket study, seed {seed}: public.jsonl carries {noise:.0%} label noise, test.jsonl is clean.\n"
         f"# Run it whole with `preceptor run recipe.yaml`; the demo runs its methods side by side.\n"
     )
     path = folder / "recipe.yaml"

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student_t
 
-from preceptor.pocket.study import METHODS
+from preceptor.pocket.study import CONTROL, METHODS
 from preceptor.pocket.tasks import TASKS
 
 RESAMPLES = 2000
 BASELINE = "sft"
-TITLES = {"teacher": "teacher", **{name: method.title for name, method in METHODS.items()}}
+TITLES = {"teacher": "teacher", **{name: method.title for name, method in METHODS.items()}, CONTROL: "SFT, clean"}
 
 Scores = Mapping[str, Any]
 """What the worker writes for one method of one seed."""
@@ -74,7 +74,7 @@ def summarise(results: Mapping[int, Mapping[str, Scores]]) -> dict[str, dict[str
     difference in exact match to plain fine-tuning.
     """
     models: dict[str, dict[str, Any]] = {}
-    for name in TITLES:
+    for name in (name for name in TITLES if all(name in scores for scores in results.values())):
         seeds = [scores[name] for scores in results.values()]
         entry: dict[str, Any] = {
             "general": _interval(seeds).as_dict(),

@@ -29,7 +29,7 @@ def scores(rate: float, seed: int) -> dict[str, Any]:
     }
 
 
-RATES = {"teacher": 1.0, "sft": 0.3, "kd_prediction": 0.4, "kd_attention": 0.0, "kd_both": 0.8}
+RATES = {"teacher": 1.0, "sft": 0.3, "kd_prediction": 0.4, "kd_attention": 0.0, "kd_both": 0.8, "sft_clean": 0.35}
 
 
 def test_intervals_over_seeds_are_students_t() -> None:
@@ -58,6 +58,8 @@ def test_one_seed_and_several_give_a_report_with_paired_differences() -> None:
     )
     assert one["kd_both"]["over_sft"]["low"] > 0.3
     assert "over_sft" not in one["sft"]
+    without = summarise({43: {name: scores(rate, 43) for name, rate in RATES.items() if name != "sft_clean"}})
+    assert list(without) == list(TITLES)[:-1]
     assert one["teacher"]["general"] == {"score": 1.0, "low": 1.0, "high": 1.0}
     seeds = {seed: {name: scores(rate, seed) for name, rate in RATES.items()} for seed in (43, 44, 45)}
     several = summarise(seeds)
