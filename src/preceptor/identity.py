@@ -15,7 +15,7 @@ from typing import Any
 
 from preceptor.errors import InputError, InputErrors, shown
 from preceptor.files import json_text, sha256_file, sha256_json, write_atomic
-from preceptor.recipe import InitStage, ModelSpec, Recipe, expand, local_path, models_of
+from preceptor.recipe import InitStage, ModelSpec, Recipe, TrainingStage, expand, local_path, models_of
 from preceptor.recipe.base import one_or_many, stage_of
 
 RESULTS_VERSION = 1
@@ -24,7 +24,6 @@ RESULTS_VERSION = 1
 # Keys and prefixes of `training:` that cannot change a result.
 _IGNORED_KEYS = frozenset(
     (
-        "auto_find_batch_size",
         "dataloader_num_workers",
         "dataloader_persistent_workers",
         "dataloader_pin_memory",
@@ -37,7 +36,6 @@ _IGNORED_KEYS = frozenset(
         "enable_jit_checkpoint",
         "eval_accumulation_steps",
         "fsdp",
-        "fsdp_config",
         "include_for_metrics",
         "include_num_input_tokens_seen",
         "local_rank",
@@ -58,6 +56,7 @@ _IGNORED_KEYS = frozenset(
     )
 )
 _IGNORED_PREFIXES = ("logging_", "ddp_", "hub_")
+_FILE_KEYS = ("deepspeed", "fsdp_config")  # keys of `training:` whose value may be the path of a file
 _NEVER_READ = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".md")
 
 
@@ -169,7 +168,11 @@ def _spec_document(recipe: Recipe, name: str) -> dict[str, Any]:
         if not training.get("load_best_model_at_end"):  # otherwise the saved steps decide which one is best
             ignored = (*ignored, "save_")
         spec["training"] = {
-            key: value for key, value in training.items() if key not in _IGNORED_KEYS and not key.startswith(ignored)
+            key: value
+            for key, value in training.items()
+            if key not in _IGNORED_KEYS
+            and not key.startswith(ignored)
+            and not (key in _FILE_KEYS and isinstance(value, str))  # of these the content is read
         }
     for key in models_of(stage):
         if isinstance(spec[key], dict):
@@ -199,16 +202,30 @@ class _Inputs:
         names = self.recipe.stage_datasets(self.name)
         overlap = self.recipe.overlap
         if overlap is not None and set(overlap.losers) & set(names):
-            # Which rows it loses depends on all other datasets but generated ones, whose prompts are others'.
+            # Which rows it loses depends on all the datasets that `specs_for` takes besides the stage's own.
             inputs["overlap"] = overlap.model_dump(mode="json")
-            names += [other for other in self.recipe.data if other not in names and not self._generated(other)]
+            names += [other for other, spec in self.recipe.data.items() if other not in names and not spec.stages]
         for used in names:
             inputs[f"data.{used}"] = self._dataset(used)
         if isinstance(stage, InitStage) and stage.chat_template not in (None, "default"):
             inputs["chat_template"] = self._content(
                 f"stages.{self.name}.chat_template", str(stage.chat_template), None, hub=None
             )
+        if isinstance(stage, TrainingStage):
+            for key in _FILE_KEYS:
+                if isinstance(value := stage.training.get(key), str):
+                    inputs[f"training.{key}"] = self._training_file(f"stages.{self.name}.training.{key}", value)
         return inputs
+
+    def _training_file(self, where: str, text: str) -> str | None:
+        try:
+            return self.hashes.file(Path(text))  # from the working directory, as transformers opens it
+        except OSError as error:
+            self.errors.append(
+                f"{self.recipe.source}: {where}: {shown(text)} cannot be read ({error.strerror}); give the path of a "
+                "file, from the working directory, or write its content here as a mapping"
+            )
+        return None
 
     def _model(self, where: str, model: ModelSpec) -> dict[str, Any]:
         result = {"path": self._content(where, model.path, model.revision, hub="model")}
@@ -225,10 +242,6 @@ class _Inputs:
                 for text in one_or_many(value)
             ]
         return document
-
-    def _generated(self, name: str) -> bool:
-        path = self.recipe.dataset(name).path
-        return isinstance(path, str) and stage_of(path) is not None
 
     def _content(self, where: str, text: str, revision: str | None, *, hub: str | None, only_hub: bool = False) -> Any:
         source = stage_of(text)

@@ -9,7 +9,8 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,15 @@ class StepMetrics:
         self.tokens = 0
         self.skipped_steps = 0
         self._started = time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of the block (evaluation, writing a checkpoint) out of the rates."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._started += time.perf_counter() - began
 
     def add(self, sums: LossSums, tokens: int) -> None:
         self.sums_TK += sums.sums_TK

@@ -1,6 +1,7 @@
 """What a recipe would run, without training: stages, sizes, one row per dataset with its targets marked.
 
-Only configs, tokenizers and data are read; of weights no more than the headers.
+Only configs, tokenizers and data are read; of weights no more than the headers, unless a finished stage read them:
+then their content tells whether its result would be kept.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preceptor.identity import Hashes, stage_identities
 from preceptor.recipe import (
     InitStage,
     ModelSpec,
@@ -17,8 +19,9 @@ from preceptor.recipe import (
     TrainTokenizerSpec,
     models_of,
 )
-from preceptor.recipe.base import one_or_many, stage_of
+from preceptor.recipe.base import stage_of
 from preceptor.recipe.stages import DistillStage, SftStage
+from preceptor.runs import HASHES_FILE, STAGE_FILE, stage_state
 from preceptor.stages.ahead import check_ahead
 from preceptor.stages.context import StageContext, run_directory
 
@@ -33,18 +36,22 @@ Log = Callable[[str], None]
 def plan(recipe: Recipe, *, log: Log = print) -> dict[str, Any]:
     """Describes each stage as it would run; nothing is written.
 
-    Returns `{"name", "directory", "seed", "stages": {name: {"kind", "done", "reads", "models", "data",
-    ...}}}`. What a stage that has not run yet decides is given as `"known after stage NAME"`. Raises
+    Returns `{"name", "directory", "seed", "stages": {name: {"kind", "done", "changed", "reads", "models", "data",
+    ...}}}`; `changed` tells what differs where a stage is finished but with another recipe or other data, which a
+    run refuses. What a stage that has not run yet decides is given as `"known after stage NAME"`. Raises
     InputError for data and models that are not there or cannot be used, as a run would.
     """
     directory = run_directory(recipe)
+    changed = _changed(recipe, directory)
+    done = {name for name, differences in changed.items() if not differences}
     check_ahead(recipe, list(recipe.stages), models=False)
     stages: dict[str, Any] = {}
     for name, stage in recipe.stages.items():
-        planner = _Planner(recipe, name, directory, log)
+        planner = _Planner(recipe, name, directory, done, log)
         entry: dict[str, Any] = {
             "kind": stage.kind,
-            "done": planner.is_done(name),
+            "done": name in done,
+            "changed": changed.get(name, []),
             "reads": recipe.stage_reads(name),
             "spec": stage.model_dump(mode="json", by_alias=True),
             "models": {key: planner.model(model) for key, model in models_of(stage).items() if key != "tokenizer"},
@@ -57,25 +64,29 @@ def plan(recipe: Recipe, *, log: Log = print) -> dict[str, Any]:
     return {"name": recipe.name, "directory": str(directory), "seed": recipe.seed, "stages": stages}
 
 
+def _changed(recipe: Recipe, directory: Path) -> dict[str, list[str]]:
+    """For each finished stage what differs from the recipe and data it was finished with."""
+    finished = [name for name in recipe.stages if (directory / name / STAGE_FILE).exists()]
+    documents = stage_identities(recipe, finished, Hashes(directory / HASHES_FILE))
+    return {name: stage_state(directory / name, documents[name]).changed for name in finished}
+
+
 class _Planner:
     """Looks at what one stage reads."""
 
-    def __init__(self, recipe: Recipe, name: str, directory: Path, log: Log) -> None:
-        self.recipe, self.name, self.directory = recipe, name, directory
+    def __init__(self, recipe: Recipe, name: str, directory: Path, done: set[str], log: Log) -> None:
+        self.recipe, self.name, self.done = recipe, name, done
         self.log: Log = lambda line: log(f"{name}: {line}")
         self.context = StageContext(recipe, name, directory / name, recipe.seed, self.log)
-
-    def is_done(self, stage: str) -> bool:
-        return (self.directory / stage / "stage.json").exists()
 
     def model(self, spec: ModelSpec) -> dict[str, Any]:
         """Where a model comes from and how many parameters it has."""
         source = stage_of(spec.path)
-        if source is not None and not self.is_done(source):
+        if source is not None and source not in self.done:
             return {"path": spec.path, "parameters": self._after(source)}
         from preceptor.models.checkpoint import check_model
 
-        unmade = spec.adapter is not None and (adapter := stage_of(spec.adapter)) and not self.is_done(adapter)
+        unmade = spec.adapter is not None and (adapter := stage_of(spec.adapter)) and adapter not in self.done
         resolved = self.context.resolve_model(spec.model_copy(update={"adapter": None}) if unmade else spec)
         if not Path(resolved.path).is_dir():
             return {"path": resolved.path, "adapter": resolved.adapter, **_on_the_hub(resolved)}
@@ -166,7 +177,7 @@ class _Planner:
         from preceptor.models.tokenizers import load_tokenizer
 
         source = stage_of(spec.path)
-        if source is None or self.is_done(source):
+        if source is None or source in self.done:
             unmade = spec.adapter is not None and stage_of(spec.adapter)
             return load_tokenizer(
                 self.context.resolve_model(spec.model_copy(update={"adapter": None}) if unmade else spec)
@@ -180,12 +191,7 @@ class _Planner:
 
     def _pending(self, dataset: str) -> str | None:
         """The stage that has yet to write some of a dataset's rows."""
-        spec = self.recipe.dataset(dataset)
-        for text in [*one_or_many(spec.path), *one_or_many(spec.test)]:
-            source = stage_of(text)
-            if source is not None and not self.is_done(source):
-                return source
-        return None
+        return next((source for source in self.recipe.dataset(dataset).stages if source not in self.done), None)
 
     @staticmethod
     def _after(stage: str) -> str:
@@ -223,7 +229,10 @@ def render(result: dict[str, Any]) -> str:
     lines = [f"{result['name']} -> {result['directory']}, seed {result['seed']}"]
     for name, stage in result["stages"].items():
         reads = f", reads {', '.join(stage['reads'])}" if stage["reads"] else ""
-        lines += ["", f"{name}: {stage['kind']}{reads}{' (done)' if stage['done'] else ''}"]
+        state = " (done)" if stage["done"] else ""
+        if stage["changed"]:
+            state = f" (finished with another recipe or other data; a run needs --redo {name})"
+        lines += ["", f"{name}: {stage['kind']}{reads}{state}"]
         for key, model in stage["models"].items():
             parts = [str(model[part]) for part in ("path", "architecture", "dtype") if model.get(part)]
             lines.append(f"  {key}: {', '.join([*parts, _amount(model['parameters'], 'parameters')])}")

@@ -40,6 +40,7 @@ Log = Callable[[str], None]
 
 STAGE_FILE = "stage.json"
 STARTED_FILE = "started.json"
+HASHES_FILE = ".hashes.json"
 _LEFTOVERS = {STARTED_FILE, "error.txt"}  # files that a stage can have without having got anywhere
 
 
@@ -77,10 +78,10 @@ def run(
 def _run(recipe: Recipe, only: str | None, again: Sequence[str], log: Log) -> dict[str, Any]:
     selected = _selected(recipe, only, again)
     directory = run_directory(recipe)
-    hashes = Hashes(directory / ".hashes.json")
+    hashes = Hashes(directory / HASHES_FILE)
     documents = stage_identities(recipe, selected, hashes)
     with RunLock(directory):
-        states = {name: _state(directory / name, documents[name]) for name in documents}
+        states = {name: stage_state(directory / name, documents[name]) for name in documents}
         _refuse(recipe, directory, states, selected, again)
         todo = [name for name in selected if states[name].result is None or name in again]
         distributed.tell({"check": todo})
@@ -94,9 +95,15 @@ def _run(recipe: Recipe, only: str | None, again: Sequence[str], log: Log) -> di
                 log(f"{name}: done before ({kept['finished']}), kept")
                 results[name] = {**kept["results"], "status": "kept", "seconds": kept["seconds"]}
                 continue
-            if name in again and (directory / name).exists():
-                log(f"{name}: the old result is now in {move_aside(directory / name)}")
-            done = _execute(recipe, name, directory, documents[name], log)
+            old = move_aside(directory / name) if name in again and (directory / name).exists() else None
+            if old is not None:
+                log(f"{name}: the old result is now in {old}")
+            try:
+                done = _execute(recipe, name, directory, documents[name], log)
+            except InputError:
+                if old is not None and not (directory / name).exists():  # refused before it began
+                    log(f"{name}: the old result is back in {old.rename(directory / name)}")
+                raise
             results[name] = {**done["results"], "status": "done", "seconds": done["seconds"]}
     return {"name": recipe.name, "directory": str(directory), "stages": results}
 
@@ -129,7 +136,7 @@ def _follow(recipe: Recipe) -> dict[str, Any]:
     return found
 
 
-class _State:
+class StageState:
     """What is found in a stage's directory."""
 
     def __init__(self, result: dict[str, Any] | None, changed: list[str], foreign: bool = False) -> None:
@@ -138,17 +145,18 @@ class _State:
         self.foreign = foreign  # files of unknown origin
 
 
-def _state(directory: Path, document: dict[str, Any]) -> _State:
+def stage_state(directory: Path, document: dict[str, Any]) -> StageState:
+    """What a stage's directory holds, against the identity document the stage has now. Raises InputError."""
     if not directory.exists():
-        return _State(None, [])
+        return StageState(None, [])
     if (directory / STAGE_FILE).exists():
         result = _read(directory / STAGE_FILE)
-        return _State(result, _changes(result, document))
+        return StageState(result, _changes(result, document))
     if all(file.name in _LEFTOVERS for file in directory.iterdir()):
-        return _State(None, [])
+        return StageState(None, [])
     if not (directory / STARTED_FILE).exists():
-        return _State(None, [], foreign=True)
-    return _State(None, _changes(_read(directory / STARTED_FILE), document))
+        return StageState(None, [], foreign=True)
+    return StageState(None, _changes(_read(directory / STARTED_FILE), document))
 
 
 def _changes(old: dict[str, Any], document: dict[str, Any]) -> list[str]:
@@ -185,7 +193,7 @@ def _selected(recipe: Recipe, only: str | None, again: Sequence[str]) -> list[st
 
 
 def _refuse(
-    recipe: Recipe, directory: Path, states: dict[str, _State], selected: Sequence[str], again: Sequence[str]
+    recipe: Recipe, directory: Path, states: dict[str, StageState], selected: Sequence[str], again: Sequence[str]
 ) -> None:
     """Raises InputErrors for stages that are in the way, or that others need and that are not there."""
     errors = []
@@ -232,8 +240,8 @@ def _execute(recipe: Recipe, name: str, directory: Path, document: dict[str, Any
     try:
         results = executor_of(spec.kind)(spec, context)
     except InputError:
-        if not resumed:  # wrong input leaves nothing behind
-            shutil.rmtree(target)
+        if all(file.name in _LEFTOVERS for file in target.rglob("*") if not file.is_dir()):
+            shutil.rmtree(target)  # wrong input leaves nothing behind, but what has been worked out stays
         raise
     except KeyboardInterrupt:
         raise KeyboardInterrupt(

@@ -105,6 +105,7 @@ class TokenBatch:
         Right padding needs no mask, since a causal model never looks ahead: leaving it out keeps the fast causal path.
         A packed row must come without a mask and without a cache, or transformers stops looking for segments in
         `position_ids`; padding then gets position 0 everywhere, which makes each padding token a segment of its own.
+        (Flash attention looks for segments in batches of one row only; DistillationTrainer refuses packing with it.)
         """
         inputs: dict[str, Any] = {"input_ids": self.input_ids, "use_cache": False}
         if self._layout == "packed":

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-from preceptor.checkpoints import ASIDE, SaveLast, publish_checkpoint
+from preceptor.checkpoints import ASIDE, SaveLast, last_checkpoint, publish_checkpoint
 from preceptor.data.chat import EncodedRow
 from preceptor.data.collator import Collator, filler_row
 from preceptor.data.mixture import Mixture, MixtureSampler
@@ -22,6 +22,7 @@ from preceptor.errors import InputError
 from preceptor.evaluation.measure import TermSums, by_length, measure
 from preceptor.files import verify_directory, write_atomic
 from preceptor.metrics import StepMetrics
+from preceptor.models.taps import text_config
 from preceptor.objective import Objective
 from preceptor.signals import Teacher, TokenBatch
 
@@ -74,6 +75,11 @@ class DistillationTrainer(Trainer):
                 "use_cpu=True in TrainingArguments to train on CPUs together"
             )
         _check_precision(model, args)
+        if data_collator.packing and "flash" in str(text_config(model)._attn_implementation):
+            raise InputError(
+                f"packing: {text_config(model)._attn_implementation} keeps packed rows apart only in batches of one; "
+                "set `packing: false`, or load the student with attn_implementation sdpa"
+            )
         args.remove_unused_columns = False  # rows are ours, not columns for model.forward
         if args.gradient_checkpointing and args.ddp_find_unused_parameters is None:
             # Looking for unused parameters breaks recomputation; the head gives each at least a zero gradient.
@@ -92,8 +98,9 @@ class DistillationTrainer(Trainer):
         self.objective = objective
         self.teacher = teacher
         self.collator = data_collator
-        batches = by_length([len(row) for row in calibration], args.per_device_eval_batch_size)
-        objective.prepare(model, teacher, (self._batch([calibration[i] for i in each]) for each in batches))
+        size = args.per_device_eval_batch_size
+        batches = (self._batch(calibration[i : i + size]) for i in range(0, len(calibration), size))
+        objective.prepare(model, teacher, batches)
         self.step_metrics = StepMetrics(objective, args.device)
         self.add_callback(SaveLast())
 
@@ -135,19 +142,24 @@ class DistillationTrainer(Trainer):
             state._set_sync_gradients(False)
         return loss
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> Any:
         """As Trainer.train; a checkpoint is verified against its manifest before anything of it is read."""
-        if isinstance(resume_from_checkpoint, str):
-            verify_directory(Path(resume_from_checkpoint))
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(Path(self.args.output_dir))
+        checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
+        if checkpoint is not None:
+            verify_directory(Path(checkpoint))
         self.step_metrics.reset()
+        if self.args.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.args.device)
         if self.is_world_process_zero():
             shutil.rmtree(Path(self.args.output_dir, ASIDE), ignore_errors=True)  # of an interrupted write
-        if isinstance(resume_from_checkpoint, str) and self.is_world_process_zero():
+        if checkpoint is not None and self.is_world_process_zero():
             # These are the sums of all ranks, and the next log line sums over ranks again.
-            state = Path(resume_from_checkpoint, METRICS_STATE).read_text(encoding="utf-8")
+            state = Path(checkpoint, METRICS_STATE).read_text(encoding="utf-8")
             self.step_metrics.load(json.loads(state))
         with self.objective.listening():
-            return super().train(resume_from_checkpoint, **kwargs)
+            return super().train(checkpoint, **kwargs)
 
     def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
         """As Trainer's, which would take one more step when it resumes where `max_steps` ended an epoch early."""
@@ -187,10 +199,11 @@ class DistillationTrainer(Trainer):
     ) -> dict[str, float]:
         """Every term on the held-out rows: `eval_TERM`, per dataset `eval_TERM/DATASET`, and their weighted loss."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        found = self.measure(rows)
+        with self.step_metrics.paused():
+            found = self.measure(rows)
         totals = found.totals()
-        weights = {term.name: term.weight for term in self.objective.terms}
-        metrics = {f"{metric_key_prefix}_loss": sum(weights[name] * value for name, value in totals.items())}
+        loss = self.objective.weighted(found.sums_TK) / max(int(found.targets_K.sum()), 1)
+        metrics = {f"{metric_key_prefix}_loss": loss}
         metrics |= {f"{metric_key_prefix}_{name}": value for name, value in totals.items()}
         if len(found.route_names) > 1:
             for route, means in found.means().items():
@@ -232,6 +245,10 @@ class DistillationTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Trainer's checkpoint, made aside and published whole with checksums."""
+        with self.step_metrics.paused():
+            self._write_checkpoint(model, trial)
+
+    def _write_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._writing = True
         try:
             super()._save_checkpoint(model, trial)

@@ -70,14 +70,14 @@ def test_shown_make_targets_exist(place: str, words: list[str]) -> None:
 def test_shown_commands_run(
     place: str,
     words: list[str],
-    workplace: Path,
+    user_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     from preceptor.cli import main
 
     assert words[0] == "preceptor", f"{place}: {words[0]} is neither make nor preceptor"
-    monkeypatch.chdir(workplace)
+    monkeypatch.chdir(user_folder)
     if words[1] == "demo":  # takes minutes and has tests of its own; here only that it and its options exist
         assert main(["demo", "--help"]) == 0
         offered = capsys.readouterr().out
@@ -96,13 +96,13 @@ def test_make_targets_named_in_text_exist() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("snippet", snippets("python"), **IDS)
-def test_python_runs(snippet: Snippet, workplace: Path) -> None:
-    script = workplace / "snippet.py"
+def test_python_runs(snippet: Snippet, user_folder: Path) -> None:
+    script = user_folder / "snippet.py"
     script.write_text(snippet.text, encoding="utf-8")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, str(script)],
-        cwd=workplace,
+        cwd=user_folder,
         env=environment,
         capture_output=True,
         text=True,
@@ -112,7 +112,7 @@ def test_python_runs(snippet: Snippet, workplace: Path) -> None:
 
 
 @pytest.fixture
-def workplace(tmp_path: Path) -> Path:
+def user_folder(tmp_path: Path) -> Path:
     """A folder with what the examples name: models `teacher` and `student`, `recipe.yaml` and its data."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers

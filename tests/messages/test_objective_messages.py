@@ -85,6 +85,23 @@ def test_a_route_that_is_no_dataset() -> None:
     )
 
 
+def test_two_terms_that_no_log_could_tell_apart() -> None:
+    assert refusal([Logits(), Logits(temperature=2.0)], toys.llama(0)) == (
+        "objective: two terms are logits; give one, or different routes"
+    )
+
+
+def test_an_offloaded_teacher() -> None:
+    model = toys.llama(1)
+    model.lm_head.to("meta")
+    with pytest.raises(InputError) as caught:
+        ModelTeacher(model)
+    assert str(caught.value) == (
+        "teacher: `device_map` left some of its weights off the devices (offloaded), and the losses read its head "
+        "whole; give it more devices, quantise it, or use a smaller teacher"
+    )
+
+
 def test_two_attention_terms() -> None:
     assert refusal([Attention(), Attention()], toys.llama(0)) == (
         "objective: two attention terms; give one and set its layers and routes"

@@ -192,6 +192,75 @@ CASES: dict[str, tuple[str, str, str]] = {
         "11: stages.kd is wrong: rows_per_step is 16, which is not a multiple of "
         "training.per_device_train_batch_size = 3; change one of them",
     ),
+    "steps that are not whole batches of the default size": (
+        "    training:",
+        "    rows_per_step: 12\n    training:",
+        "11: stages.kd is wrong: rows_per_step is 12, which is not a multiple of "
+        "training.per_device_train_batch_size = 8 (its default); change one of them",
+    ),
+    "batches found on the way": (
+        "learning_rate: 1e-4",
+        "auto_find_batch_size: true",
+        "17: stages.kd.training.auto_find_batch_size is a key preceptor sets itself; use "
+        "`per_device_train_batch_size`, which has to divide `rows_per_step`",
+    ),
+    "checkpoints that cannot be resumed from": (
+        "learning_rate: 1e-4",
+        "save_only_model: true",
+        "17: stages.kd.training.save_only_model is a key preceptor sets itself; use `save_total_limit`, since a "
+        "stopped run goes on from whole checkpoints only",
+    ),
+    "another order of rows": (
+        "learning_rate: 1e-4",
+        "train_sampling_strategy: group_by_length",
+        "17: stages.kd.training.train_sampling_strategy is a key preceptor sets itself; use `data` and `by` of the "
+        "stage, from which the order of its rows follows",
+    ),
+    "evaluation without rows to evaluate on": (
+        "data: {general: 0.9, shop: 0.1}\n    objective: [{kind: logits}, {kind: attention, weight: 0.5}]\n"
+        "    training: {learning_rate: 1e-4}",
+        "data: shop\n    training: {eval_strategy: steps}",
+        "16: stages.kd.training.eval_strategy is 'steps', but no dataset of the stage keeps rows to evaluate on; give "
+        "one of shop a `holdout`, or write eval_strategy: no",
+    ),
+    "a seed beyond what numpy takes": (
+        "name: shop",
+        "name: shop\nseed: 4294967296",
+        "2: seed is 4294967296; write a whole number from 0 to 4294967295",
+    ),
+    "a seed below 0": (
+        "name: shop",
+        "name: shop\nseed: -1",
+        "2: seed is -1; write a whole number from 0 to 4294967295",
+    ),
+    "two attention terms": (
+        "{kind: logits}",
+        "{kind: attention, routes: [shop]}",
+        "16: stages.kd.objective has two attention terms; keep one of them",
+    ),
+    "two terms of one kind for all rows": (
+        "{kind: logits}",
+        "{kind: logits}, {kind: logits, divergence: jsd}",
+        "16: stages.kd.objective has two logits terms for the same rows; keep one of them, or give them different "
+        "`routes`",
+    ),
+    "two terms of one kind for the same routes": (
+        "{kind: logits}",
+        "{kind: next_token, routes: [shop, general]}, {kind: next_token, routes: [general, shop]}",
+        "16: stages.kd.objective has two next_token terms for the same rows; keep one of them, or give them different "
+        "`routes`",
+    ),
+    "a student layer with two teacher layers": (
+        "weight: 0.5",
+        "layers: [[0, 1], [0, 2]]",
+        "16: stages.kd.objective.1.layers names student layer 0 twice; give each student layer one teacher layer",
+    ),
+    "lambda by its name in Python": (
+        "objective: [{kind: logits}, {kind: attention, weight: 0.5}]",
+        "lambda_: 0.5",
+        "16: stages.kd.lambda_ is not a key that exists here (did you mean 'lambda'?); accepted are data, by, rows, "
+        "rows_per_step, max_length, packing, objective, lora, training, kind, student, teacher or lambda",
+    ),
     "lambda beside an objective": (
         "    training:",
         "    lambda: 0.5\n    training:",

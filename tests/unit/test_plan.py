@@ -23,7 +23,8 @@ stages:
     config: {model_type: llama, hidden_size: 8, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2,
              num_key_value_heads: 1, vocab_size: 64}
     tokenizer: {kind: characters, train_on: shop, vocab_size: 64}
-  sft: {kind: sft, model: stage:student, data: shop, rows_per_step: 4, max_length: 64}
+  sft: {kind: sft, model: stage:student, data: shop, rows_per_step: 4, max_length: 64,
+        training: {per_device_train_batch_size: 4}}
   stories: {kind: generate, model: stage:sft, rows: 3}
   more: {kind: sft, model: stage:sft, data: {shop: 0.5, stage:stories: 0.5}}
 """
@@ -83,13 +84,37 @@ def test_after_the_stages_before_have_run(folder: Path) -> None:
     assert target.endswith("</s>⟧")
     more = result["stages"]["more"]
     assert more["data"]["stage:stories"] == "known after stage stories"
-    assert more["rows_per_epoch"] == "known after stage stories" or more["data"]["shop"] == "known after stage sft"
+    assert more["data"]["shop"]["rows"] == 11
+    assert more["rows_per_epoch"] == "known after stage stories"
     assert files(folder) == before
 
     text = render(result)
     assert text.startswith(f"tiny -> {folder / 'runs/tiny'}, seed 43\n\nstudent: init (done)\n")
     assert f"  an epoch: {shop['rows']} rows, 3 steps of 4\n" in text
     assert "dropped 1: no target within 64 tokens" in text
+
+
+def test_a_stage_finished_with_another_recipe_is_not_done(folder: Path) -> None:
+    run(load_recipe("recipe.yaml"), only="student", log=silent)
+    before = files(folder)
+    result = plan(load_recipe("recipe.yaml", ["seed=44"]), log=silent)
+    student = result["stages"]["student"]
+    assert not student["done"]
+    assert student["changed"] == ["seed was 43, is 44"]
+    assert result["stages"]["sft"]["models"]["model"]["parameters"] == "known after stage student"
+    line = "student: init (finished with another recipe or other data; a run needs --redo student)"
+    assert line in render(result).splitlines()
+    assert files(folder) == before
+
+
+def test_a_dataset_of_which_a_later_stage_writes_the_test_rows(folder: Path) -> None:
+    text = RECIPE.replace("stages:\n", "  later: {path: shop.jsonl, test: 'stage:stories'}\nstages:\n")
+    (folder / "recipe.yaml").write_text(text)
+    recipe = load_recipe("recipe.yaml", ["stages.more.data=later"])
+    run(recipe, only="student", log=silent)
+    result = plan(recipe, log=silent)
+    assert result["stages"]["sft"]["data"]["shop"]["rows"] == 10
+    assert result["stages"]["more"]["data"] == {"later": "known after stage stories"}
 
 
 def test_the_command_line_prints_one_json_object(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,7 +127,7 @@ def test_the_command_line_prints_one_json_object(folder: Path, capsys: pytest.Ca
     [
         ("data.shop.path=shop.json", "'shop.json' does not exist"),
         ("stages.sft.model=./nothing", "'./nothing' does not exist"),
-        ("stages.sft.training={learning_rat: 1}", "learning_rat: is not a key of transformers.TrainingArguments"),
+        ("stages.sft.training.learning_rat=1", "learning_rat: is not a key of transformers.TrainingArguments"),
         ("stages.student.config.hidden_sizes=3", "hidden_sizes: is not a key of the llama config"),
     ],
 )

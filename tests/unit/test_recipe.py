@@ -25,6 +25,7 @@ from preceptor.recipe import (
     local_path,
     parse_recipe,
 )
+from preceptor.recipe.stages import DEFAULT_BATCH
 from preceptor.recipe.yaml_text import parse_yaml
 from preceptor.stages.context import StageContext
 
@@ -101,11 +102,33 @@ def test_which_stages_a_stage_reads(file: Path) -> None:
         (0.25, [NextTokenSpec(weight=0.75), LogitsSpec(weight=0.25), AttentionSpec(weight=0.25)]),
         (1, [LogitsSpec(), AttentionSpec()]),
         (0, [NextTokenSpec()]),
+        (0.9, [NextTokenSpec(weight=0.1), LogitsSpec(weight=0.9), AttentionSpec(weight=0.9)]),
     ],
 )
 def test_lambda_stands_for_weights(file: Path, share: float, terms: list[Any]) -> None:
     recipe = load_recipe(file, [f"stages.kd.lambda={share}"])
     assert stage(recipe, "kd", DistillStage).objective == terms
+
+
+def test_an_empty_lambda_stands_for_nothing(file: Path) -> None:
+    recipe = load_recipe(file, ["stages.kd.lambda=", "stages.kd.objective=[{kind: next_token}]"])
+    assert stage(recipe, "kd", DistillStage).objective == [NextTokenSpec()]
+
+
+def test_two_terms_of_one_kind_for_different_routes(file: Path) -> None:
+    objective = "[{kind: logits, routes: [general]}, {kind: logits, routes: [shop.v2], divergence: jsd}]"
+    recipe = load_recipe(file, [f"stages.kd.objective={objective}"])
+    assert len(stage(recipe, "kd", DistillStage).objective) == 2
+
+
+def test_evaluation_where_one_dataset_has_a_holdout(file: Path) -> None:
+    assert load_recipe(file, ["stages.kd.training.eval_strategy=steps"])
+
+
+def test_the_default_batch_is_that_of_transformers() -> None:
+    from transformers import TrainingArguments
+
+    assert TrainingArguments.__dataclass_fields__["per_device_train_batch_size"].default == DEFAULT_BATCH
 
 
 def test_layer_pairs(file: Path) -> None:

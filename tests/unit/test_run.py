@@ -21,6 +21,7 @@ from preceptor.recipe import Recipe, load_recipe
 from preceptor.runs import run
 from preceptor.stages import CHECKS, EXECUTORS, MODEL_CHECKS
 from preceptor.stages.context import StageContext
+from preceptor.stages.datasets import specs_for
 
 RECIPE = """\
 name: shop
@@ -288,6 +289,70 @@ def test_wrong_input_found_by_a_stage_leaves_nothing(folder: Path, fakes: Fakes)
     assert sorted(file.name for file in (folder / "runs/shop").iterdir()) == [
         ".lock", "recipe.yaml", "stories", "student",
     ]  # fmt: skip
+
+
+def test_wrong_input_found_late_leaves_what_was_worked_out(folder: Path, fakes: Fakes) -> None:
+    def work(spec: Any, context: StageContext) -> dict[str, Any]:
+        (context.directory / "rows.partial.jsonl").write_text("hours")
+        raise InputError("row 1000 is wrong")
+
+    EXECUTORS["generate"] = work  # put back by the fixture
+    with pytest.raises(InputError, match="row 1000 is wrong"):
+        run(recipe(), log=silent)
+    assert (folder / "runs/shop/stories/rows.partial.jsonl").read_text() == "hours"
+    EXECUTORS["generate"] = fakes.execute
+    run(recipe(), log=silent)
+    assert fakes.left["stories"] == ["rows.partial.jsonl", "started.json"]
+
+
+def test_a_redone_stage_that_refuses_its_input_keeps_its_old_result(folder: Path, fakes: Fakes) -> None:
+    run(recipe(), log=silent)
+    before = everything(folder / "runs")
+    fakes.failures["kd"] = InputError("tokenizers differ")
+    lines: list[str] = []
+    with pytest.raises(InputError, match="tokenizers differ"):
+        run(recipe(), redo="kd", log=lines.append)
+    assert everything(folder / "runs") == before
+    assert lines[-1] == f"kd: the old result is back in {folder / 'runs/shop/kd'}"
+    del fakes.failures["kd"]
+    assert {stage["status"] for stage in run(recipe(), log=silent)["stages"].values()} == {"kept"}
+
+
+@pytest.mark.parametrize("key", ["deepspeed", "fsdp_config"])
+def test_files_named_in_training_count_by_their_content(key: str, folder: Path, fakes: Fakes) -> None:
+    override = f"stages.kd.training.{key}=parts.json"
+    with pytest.raises(InputErrors) as caught:
+        run(recipe(override), log=silent)
+    assert caught.value.errors == [
+        f"recipe.yaml: stages.kd.training.{key}: 'parts.json' cannot be read (No such file or directory); give the "
+        "path of a file, from the working directory, or write its content here as a mapping"
+    ]
+    (folder / "parts.json").write_text("{}")
+    run(recipe(override), log=silent)
+    (folder / "parts.json").rename(folder / "moved.json")
+    moved = override.replace("parts", "moved")
+    assert run(recipe(moved), log=silent)["stages"]["kd"]["status"] == "kept"
+    (folder / "moved.json").write_text('{"bf16": true}')
+    with pytest.raises(InputErrors, match=rf"kd: was finished with .*the content of training.{key} has changed"):
+        run(recipe(moved), log=silent)
+
+
+@pytest.mark.parametrize(
+    "other", ["{path: shop.jsonl, test: 'stage:stories'}", "{path: [shop.jsonl, 'stage:stories']}"]
+)
+def test_rows_of_a_later_stage_do_not_concern_the_stages_before(other: str, folder: Path, fakes: Fakes) -> None:
+    text = RECIPE.replace("stages:\n", "stages:\n  first: {kind: sft, model: teacher, data: shop}\n")
+    text = text.replace("name: shop", "name: shop\noverlap: {drop_from: shop}").replace("{path: stage:stories}", other)
+    (folder / "recipe.yaml").write_text(text)
+    run(recipe(), log=silent)
+    record = json.loads((folder / "runs/shop/first/stage.json").read_text())
+    assert list(record["inputs"]) == ["model", "overlap", "data.shop"]
+    assert "data.written" in json.loads((folder / "runs/shop/kd/stage.json").read_text())["inputs"]
+    context = StageContext(recipe(), "first", folder / "runs/shop/first", 43, silent)
+    assert list(specs_for(["shop"], context)[0]) == ["shop"]
+    specs, generated = specs_for(["written", "stage:stories"], context)
+    assert list(specs) == ["written", "stage:stories", "shop"]
+    assert generated == {"stage:stories"}, "rows of a file are compared with other data"
 
 
 def test_checks_come_before_the_first_stage(folder: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:

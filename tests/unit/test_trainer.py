@@ -219,7 +219,44 @@ def test_evaluation_is_the_mean_over_targets(batch: int, tmp_path: Path) -> None
     assert found["eval_loss"] == pytest.approx(
         0.5 * means["next_token"] + means["logits"] + 2 * means["attention"], rel=1e-7
     )
-    assert not made.model.training or made.state.global_step == 0
+    assert made.model.training, "evaluation leaves the model as it was"
+
+
+def test_a_term_with_routes_is_measured_on_its_own_rows_and_divided_by_all(tmp_path: Path) -> None:
+    student = toys.llama(1, torch.float64, sharpness=2)
+    terms = [NextToken(0.5, ("a",)), Logits(1.0, ("b",)), Logits(0.25, ("a",), temperature=2.0)]
+    made = trainer(tmp_path, model=student, terms=terms, teacher=teacher(torch.float64))
+    found = made.evaluate()
+    doubled, taught = brute.doubled(student), brute.doubled(teacher(torch.float64).model)
+    sums = {"next_token": 0.0, "logits[b]": 0.0, "logits[a]": 0.0}
+    count = 0
+    for name, rows in {"a": datasets()["a"][:3], "b": datasets()["b"][:2]}.items():
+        for row in rows:
+            plain = (torch.tensor(row.input_ids).long(), torch.tensor(row.is_target))
+            of_row = brute.terms_of_row(plain, doubled, taught, temperature=2.0 if name == "a" else 1.0)
+            count += targets([plain])
+            sums["next_token"] += float(of_row["next_token"]) if name == "a" else 0.0
+            sums[f"logits[{name}]"] += float(of_row["logits"])
+    for term, value in sums.items():
+        assert found[f"eval_{term}"] == pytest.approx(value / count, rel=1e-7)
+    weighted = 0.5 * sums["next_token"] + sums["logits[b]"] + 0.25 * sums["logits[a]"]
+    assert found["eval_loss"] == pytest.approx(weighted / count, rel=1e-7)
+
+
+def test_packing_under_flash_attention_is_refused(tmp_path: Path) -> None:
+    model = toys.llama(1)
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(InputError) as refused:
+        DistillationTrainer(
+            model,
+            toys.training_arguments(output_dir=str(tmp_path), report_to="none", use_cpu=True),
+            objective=Objective([NextToken()]),
+            data_collator=Collator(0, route_names=("default",), packing=True, max_length=32),
+        )
+    assert str(refused.value) == (
+        "packing: flash_attention_2 keeps packed rows apart only in batches of one; set `packing: false`, or load the "
+        "student with attn_implementation sdpa"
+    )
 
 
 class Tracker(TrainerCallback):

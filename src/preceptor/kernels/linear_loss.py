@@ -2,7 +2,8 @@
 
 Hidden states and a head go in, per-position values and the gradients of their weighted sum come out. A chunk of
 positions is multiplied by the head, turned into a value and a gradient on its logits, and folded into dh and dW at
-once, so nothing of size N x V outlives its chunk.
+once, so nothing of size N x V outlives its chunk. dW is summed over chunks in float32; under autocast each chunk's own
+product is in autocast's dtype, as it would be in a plain backward.
 """
 
 from __future__ import annotations

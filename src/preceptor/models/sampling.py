@@ -61,6 +61,15 @@ def pick(logits_BV: Tensor, uniforms_B: Tensor, *, temperature: float, top_p: fl
     return (index_B1 if order_BV is None else order_BV.gather(-1, index_B1))[:, 0]
 
 
+def check_can_sample(model: PreTrainedModel) -> None:
+    """Raises InputError for a model with a recurrent state, which a padded batch would spoil."""
+    if type(model)._is_stateful:
+        raise InputError(
+            f"model {model.name_or_path!r}: keeps a recurrent state, which batched generation would spoil; "
+            "give an attention model"
+        )
+
+
 @torch.inference_mode()
 def sample(
     model: PreTrainedModel,
@@ -78,14 +87,10 @@ def sample(
     evaluation mode.
 
     Raises:
-        InputError: a model with a recurrent state, which a padded batch would spoil, or logits that are not
-        finite.
+        InputError: see `check_can_sample`.
+        RuntimeError: logits that are not numbers, which may come after hours.
     """
-    if type(model)._is_stateful:
-        raise InputError(
-            f"model {model.name_or_path!r}: keeps a recurrent state, which batched generation would spoil; "
-            "give an attention model"
-        )
+    check_can_sample(model)
     from transformers import DynamicCache
 
     device = model.get_input_embeddings().weight.device
@@ -112,7 +117,7 @@ def sample(
             input_ids=ids_BS, attention_mask=mask_BS, past_key_values=cache, use_cache=True, **extra
         ).logits[:, -1]
         if bool(logits_BV.isnan().any()):
-            raise InputError(
+            raise RuntimeError(
                 f"model {model.name_or_path!r}: its logits are not numbers, so its weights are damaged or "
                 "overflow in this dtype; check the model or load it in float32"
             )

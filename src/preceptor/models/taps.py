@@ -6,8 +6,8 @@ wrong by 25-100 %).
 
 The attention functions registered in transformers are wrapped in place, for the time of a `with attention_taps():`
 block, so that names, masks and flash checks stay valid. The wrapper does nothing unless the call carries an observer,
-which travels as a keyword argument of the model's forward: there is no global state, and a recomputation under
-gradient checkpointing meets the observer of its own forward.
+which travels as a keyword argument of the model's forward: other models in the process are left alone, and a
+recomputation under gradient checkpointing meets the observer of its own forward.
 """
 
 from __future__ import annotations

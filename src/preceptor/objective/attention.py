@@ -95,7 +95,7 @@ def assign_heads(cost_ST: Tensor) -> Tensor:
     S, T = cost_ST.shape
     copies = -(-S // T)
     _, column = linear_sum_assignment(cost_ST.double().repeat(1, copies).cpu().numpy())
-    return torch.as_tensor(column, dtype=torch.int64) % T
+    return torch.as_tensor(column, dtype=torch.int64, device=cost_ST.device) % T
 
 
 def assign_layers(cost_ST: Tensor) -> dict[int, int]:

@@ -19,7 +19,6 @@ from preceptor.kernels.attention_kl import attention_kl
 from preceptor.kernels.linear_loss import linear_loss
 from preceptor.models.recorder import scores_of
 from preceptor.models.taps import AttentionCall, taps_active
-from preceptor.objective.attention import Attention
 from preceptor.objective.maps import LayerLink
 from preceptor.objective.terms import HeadChunk, HeadTerm
 from preceptor.signals import AttentionScores, Head, Part, Signal, TokenBatch
@@ -34,9 +33,9 @@ class StudentObserver:
         signal: Signal,
         *,
         head_terms: Sequence[HeadTerm],
-        attention: Attention | None,
         links: Mapping[int, LayerLink],
-        route_names: Sequence[str],
+        covers_TK: Tensor,
+        weight_T: Tensor,
         vocabulary: int | None,
         wants_grad: bool,
     ) -> None:
@@ -45,10 +44,10 @@ class StudentObserver:
         self.signal = signal
         self.taught = bool(signal.parts)
         self.head_terms = head_terms
-        self.links = links if attention is not None else {}
+        self.links = links
         self.vocabulary = vocabulary
-        terms = [*head_terms, *([] if attention is None else [attention])]
-        self.route_weight_TK = torch.stack([term.route_weight(route_names, device) for term in terms])
+        self.covers_TK = covers_TK
+        self.route_weight_TK = covers_TK * weight_T[:, None]
         # A term of weight 0 is measured and not minimised, at the price of its value alone.
         self.minimised = [wants_grad and bool(row.any()) for row in self.route_weight_TK]
         self.attends = bool(self.links) and self.minimised[-1]
@@ -116,6 +115,7 @@ class StudentObserver:
                     f"attention layers {missing} were not tapped; call the objective inside "
                     "`with objective.listening():`"
                 )
+            self.sums_TK[-1] *= self.covers_TK[-1]
             attention = (self.sums_TK[-1] * self.route_weight_TK[-1]).sum()
             if self.attends:
                 hidden_BSD, attention = _RecordScale.apply(hidden_BSD, attention, self)
@@ -129,7 +129,7 @@ class StudentObserver:
         anchor, values_TN = linear_loss(used_ND, head, chunks, len(self.head_terms))
         T = len(self.head_terms)
         if self.head_terms:
-            self.sums_TK[:T].index_add_(1, route_N, values_TN.double())
+            self.sums_TK[:T].index_add_(1, route_N, values_TN.double()).mul_(self.covers_TK[:T])
         weighted = (self.sums_TK[:T] * self.route_weight_TK[:T]).sum()
         # Three dimensions, as the model expects of logits; not a view, which FSDP2's hooks would not follow.
         self.loss = (anchor + weighted + attention).to(anchor.dtype).repeat(1, 1, 1)

@@ -6,6 +6,7 @@ is the caller's, once: that is what makes accumulation, processes, packing and p
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ class LossSums:
     """What one forward gave.
 
     loss: 0-dim, differentiable: the weighted sum of all terms over the batch's target positions.
-    sums_TK: float64 [terms, routes], detached, each term's unweighted sum (attention: already divided by H·L).
+    sums_TK: float64 [terms, routes], detached, each term's unweighted sum over the rows it works on (attention: already
+        divided by H·L).
     targets_K: int64 [routes], target positions of each route.
     """
 
@@ -40,12 +42,12 @@ class Objective:
     """Terms, and what they have been prepared for.
 
     Args:
-        terms: at most one of each kind and set of routes, at least one.
+        terms: at least one; of one kind several only with routes, and at most one attention term.
         route_names: names of the datasets, in the order of the batch's `routes`.
         vocabulary: tokens of the shared tokenizer; logits beyond it are padding. None: what both heads have.
 
     Raises:
-        InputError: for no terms, all weights 0, or a term on an unknown route.
+        InputError: for no terms, all weights 0, a term on an unknown route, or two terms of one kind and routes.
     """
 
     def __init__(
@@ -62,10 +64,13 @@ class Objective:
                 )
         if sum(isinstance(term, Attention) for term in terms) > 1:
             raise InputError("objective: two attention terms; give one and set its layers and routes")
-        self.terms = tuple(terms)
+        self.terms = tuple(sorted(terms, key=lambda term: isinstance(term, Attention)))
         self.route_names = tuple(route_names)
         self.vocabulary = vocabulary
         self.links: dict[int, LayerLink] = {}
+        twice = [name for name, count in Counter(self.names).items() if count > 1]
+        if twice:
+            raise InputError(f"objective: two terms are {twice[0]}; give one, or different routes")
 
     @property
     def head_terms(self) -> tuple[HeadTerm, ...]:
@@ -77,9 +82,27 @@ class Objective:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the terms in the order of `LossSums.sums_TK`: head terms, then attention."""
-        attention = () if self.attention is None else (self.attention.name,)
-        return (*(term.name for term in self.head_terms), *attention)
+        """Names in logs, in the order of `terms` and `LossSums.sums_TK`: head terms, then attention.
+
+        A kind that is there more than once is told apart by its routes: logits[general], logits[shop].
+        """
+        kinds = Counter(term.name for term in self.terms)
+        return tuple(
+            term.name if kinds[term.name] == 1 or not term.routes else f"{term.name}[{'+'.join(term.routes)}]"
+            for term in self.terms
+        )
+
+    def covers_TK(self, device: torch.device) -> Tensor:
+        """float64 [terms, routes]: 1 where a term works on a dataset's rows, else 0."""
+        return torch.stack([term.covers(self.route_names, device) for term in self.terms])
+
+    def weight_T(self, device: torch.device) -> Tensor:
+        """float64 [terms]."""
+        return torch.tensor([term.weight for term in self.terms], dtype=torch.float64, device=device)
+
+    def weighted(self, sums_TK: Tensor) -> float:
+        """The weighted sum that is minimised, of the terms' sums."""
+        return float((sums_TK.sum(1) * self.weight_T(sums_TK.device)).sum())
 
     @property
     def needs_teacher(self) -> bool:
@@ -135,9 +158,9 @@ class Objective:
             batch,
             signal or Signal(),
             head_terms=self.head_terms,
-            attention=self.attention,
             links=self.links,
-            route_names=self.route_names,
+            covers_TK=self.covers_TK(batch.input_ids.device),
+            weight_T=self.weight_T(batch.input_ids.device),
             vocabulary=self.vocabulary,
             wants_grad=torch.is_grad_enabled(),
         )

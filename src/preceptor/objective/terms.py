@@ -33,9 +33,9 @@ class Term(ABC):
         if not 0 <= self.weight < float("inf"):
             raise InputError(f"{self.name}: weight {self.weight} is out of range; give a number of at least 0")
 
-    def route_weight(self, route_names: Sequence[str], device: torch.device) -> Tensor:
-        """float64 [routes]: the weight on the rows of each dataset."""
-        on = [self.weight if self.routes is None or name in self.routes else 0.0 for name in route_names]
+    def covers(self, route_names: Sequence[str], device: torch.device) -> Tensor:
+        """float64 [routes]: 1 for the datasets whose rows the term works on, else 0."""
+        on = [float(self.routes is None or name in self.routes) for name in route_names]
         return torch.tensor(on, dtype=torch.float64, device=device)
 
 

@@ -23,7 +23,7 @@ STAGE_PREFIX = "stage:"
 class Spec(BaseModel):
     """A frozen part of a recipe; unknown keys and values of another type (`"16"` for 16) are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 def wanted(what: str) -> PydanticCustomError:
@@ -36,12 +36,13 @@ def broken_rule(message: str) -> PydanticCustomError:
     return PydanticCustomError("broken_rule", "{message}", {"message": message})
 
 
-def whole(low: int) -> PlainValidator:
-    """Accepts whole numbers of at least `low`."""
+def whole(low: int, high: int | None = None) -> PlainValidator:
+    """Accepts whole numbers of at least `low` and, where given, at most `high`."""
+    what = f"a whole number of at least {low}" if high is None else f"a whole number from {low} to {high}"
 
     def check(value: Any) -> int:
-        if type(value) is not int or value < low:
-            raise wanted(f"a whole number of at least {low}")
+        if type(value) is not int or value < low or (high is not None and value > high):
+            raise wanted(what)
         return value
 
     return PlainValidator(check)

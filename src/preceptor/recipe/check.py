@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from preceptor.errors import InputError, did_you_mean
-from preceptor.recipe.base import NAME, NAME_RULE, one_or_many, stage_of
+from preceptor.recipe.base import NAME, NAME_RULE, STAGE_PREFIX, one_or_many, stage_of
 from preceptor.recipe.data import DatasetSpec, OverlapSpec
 from preceptor.recipe.paths import expand
 from preceptor.recipe.stages import (
@@ -87,7 +87,7 @@ def _check_stage(
     if isinstance(stage, InitStage) and stage.chat_template not in (None, "default"):
         yield from _check_variables((*path, "chat_template"), str(stage.chat_template))
     if isinstance(stage, SftStage | DistillStage):
-        yield from _check_training(path, stage, stages)
+        yield from _check_training(path, stage, datasets, stages)
     if isinstance(stage, GenerateStage) and isinstance(stage.prompts, str):
         source = datasets.get(stage.prompts)
         if source is not None and source.targets == "all":
@@ -101,11 +101,21 @@ def _check_stage(
 
 
 def _check_training(
-    path: KeyPath, stage: SftStage | DistillStage, stages: Mapping[str, Stage | None]
+    path: KeyPath,
+    stage: SftStage | DistillStage,
+    datasets: Mapping[str, DatasetSpec | None],
+    stages: Mapping[str, Stage | None],
 ) -> Iterator[Problem]:
     for key in stage.training:
         if key in OWNED_TRAINING_KEYS:
             yield (*path, "training", key), f"is a key preceptor sets itself; {OWNED_TRAINING_KEYS[key]}"
+    strategy = stage.training.get("eval_strategy", "no")
+    if strategy != "no" and not any(_may_hold_out(name, datasets) for name in stage.dataset_names):
+        yield (
+            (*path, "training", "eval_strategy"),
+            f"is {strategy!r}, but no dataset of the stage keeps rows to evaluate on; give one of "
+            f"{', '.join(stage.dataset_names)} a `holdout`, or write eval_strategy: no",
+        )
     for index, term in enumerate(stage.objective):
         for route in term.routes or ():
             if route not in stage.dataset_names:
@@ -133,6 +143,13 @@ def _check_training(
         )
 
 
+def _may_hold_out(name: str, datasets: Mapping[str, DatasetSpec | None]) -> bool:
+    if stage_of(name):
+        return False
+    dataset = datasets.get(name)
+    return dataset is None or dataset.holdout > 0  # one that is itself wrong is reported where it is
+
+
 def _check_used_dataset(
     path: KeyPath,
     used: str,
@@ -148,10 +165,9 @@ def _check_used_dataset(
         yield path, _unknown(used, datasets, "dataset")
         return
     dataset = datasets[used]
-    for text in [] if dataset is None else [*one_or_many(dataset.path), *one_or_many(dataset.test)]:
-        source = stage_of(text)
+    for source in [] if dataset is None else dataset.stages:
         if source in stages:  # an unknown one is reported at the dataset
-            yield from _check_order(path, f"{used!r}, which is {text!r}", source, stages, reader)
+            yield from _check_order(path, f"{used!r}, which is {STAGE_PREFIX + source!r}", source, stages, reader)
 
 
 def _check_reference(

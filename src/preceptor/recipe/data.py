@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from preceptor.recipe.base import Spec, Text, TextOrList, Whole0, Whole2, choice
+from preceptor.recipe.base import Spec, Text, TextOrList, Whole0, Whole2, choice, one_or_many, stage_of
 
 FORMATS = ("jsonl", "json", "csv", "parquet", "text", "hub")
 Format = Literal["jsonl", "json", "csv", "parquet", "text", "hub"]
@@ -39,6 +39,12 @@ class DatasetSpec(Spec):
     """Which tokens are targets; None means `assistant`, or `all` for plain text rows."""
     allow_drops: bool = False
     """Accept a dataset that loses more than half of its rows; otherwise that is an error."""
+
+    @property
+    def stages(self) -> list[str]:
+        """The stages that write some of its rows, training or test."""
+        texts = [*one_or_many(self.path), *one_or_many(self.test)]
+        return [source for text in texts if (source := stage_of(text)) is not None]
 
 
 class OverlapSpec(Spec):

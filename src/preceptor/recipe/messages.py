@@ -78,7 +78,7 @@ def sentence_for(error: ErrorDetails, raw: Any, root: type[BaseModel], source: S
         return source.sentence((*path, "kind"), f"is {shown(tag)}; write {accepted(kinds)}{hint}")
     if kind == "broken_rule":
         message = str(context["message"])
-        joined = message if message.startswith(("has ", "is ")) else f"is wrong: {message}"
+        joined = message if message.startswith(("has ", "is ", "names ")) else f"is wrong: {message}"
         return source.sentence(path, joined)
     if kind == "wanted":
         return source.sentence(path, f"is {_given(given)}; write {context['what']}")

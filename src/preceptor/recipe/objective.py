@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator
 
-from preceptor.recipe.base import Names, NotNegative, Positive, Spec, Whole1, choice, real, wanted
+from preceptor.recipe.base import Names, NotNegative, Positive, Spec, Whole1, broken_rule, choice, real, wanted
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "skew_kl")
 LAYER_MAPS = ("auto", "uniform", "last", "assign")
@@ -46,6 +46,10 @@ def _layers(value: Any) -> str | tuple[tuple[int, int], ...]:
     if isinstance(value, list | tuple) and value:
         pairs = [tuple(pair) if isinstance(pair, list | tuple) else () for pair in value]
         if all(len(pair) == 2 and all(type(i) is int and i >= 0 for i in pair) for pair in pairs):
+            students = [pair[0] for pair in pairs]
+            for layer in students:
+                if students.count(layer) > 1:
+                    raise broken_rule(f"names student layer {layer} twice; give each student layer one teacher layer")
             return tuple((pair[0], pair[1]) for pair in pairs)
     raise wanted("auto, uniform, last, assign, or a list of [student layer, teacher layer] pairs counted from 0")
 

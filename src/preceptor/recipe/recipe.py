@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, PrivateAttr
 
-from preceptor.recipe.base import Name, Spec, Text, Whole0, one_or_many, stage_of
+from preceptor.recipe.base import Name, Spec, Text, stage_of, whole
 from preceptor.recipe.data import DatasetSpec, OverlapSpec
 from preceptor.recipe.stages import Stage, datasets_of, models_of
 
@@ -17,7 +17,7 @@ class Recipe(Spec):
 
     name: Name
     """Name of the run: results go to `runs_dir/name`."""
-    seed: Whole0 = 43
+    seed: Annotated[int, whole(0, 2**32 - 1)] = 43
     """The one seed of the run."""
     runs_dir: Text = "runs"
     """Folder of all runs, relative to the working directory."""
@@ -62,8 +62,6 @@ class Recipe(Spec):
     def stage_reads(self, name: str) -> list[str]:
         """The earlier stages whose results a stage reads directly, in the recipe's order."""
         texts = [text for model in models_of(self.stages[name]).values() for text in (model.path, model.adapter)]
-        for used in self.stage_datasets(name):
-            dataset = self.dataset(used)
-            texts += [*one_or_many(dataset.path), *one_or_many(dataset.test)]
         read = {stage_of(text) for text in texts if text is not None}
+        read.update(source for used in self.stage_datasets(name) for source in self.dataset(used).stages)
         return [stage for stage in self.stages if stage in read]

@@ -36,7 +36,12 @@ OWNED_TRAINING_KEYS = {
     "accelerator_config": "use `rows_per_step` and `data` of the stage",
     "prediction_loss_only": "evaluation uses the `objective` of the stage and gathers no logits",
     "push_to_hub": "upload the finished model with the `hf` command",
+    "auto_find_batch_size": "use `per_device_train_batch_size`, which has to divide `rows_per_step`",
+    "save_only_model": "use `save_total_limit`, since a stopped run goes on from whole checkpoints only",
+    "train_sampling_strategy": "use `data` and `by` of the stage, from which the order of its rows follows",
 }
+DEFAULT_BATCH = 8
+"""What transformers.TrainingArguments takes where `per_device_train_batch_size` is left out."""
 
 
 def _training(value: Any) -> dict[str, Any]:
@@ -116,15 +121,14 @@ class TrainingStage(Spec):
 
     @model_validator(mode="after")
     def _whole_accumulation(self) -> TrainingStage:
-        batch = self.training.get("per_device_train_batch_size")
-        if batch is None:
-            return self
+        batch = self.training.get("per_device_train_batch_size", DEFAULT_BATCH)
         if type(batch) is not int or batch < 1:
             raise broken_rule(f"training.per_device_train_batch_size is {batch!r}; write a whole number of at least 1")
         if self.rows_per_step % batch:
+            default = "" if "per_device_train_batch_size" in self.training else " (its default)"
             raise broken_rule(
                 f"rows_per_step is {self.rows_per_step}, which is not a multiple of "
-                f"training.per_device_train_batch_size = {batch}; change one of them"
+                f"training.per_device_train_batch_size = {batch}{default}; change one of them"
             )
         return self
 
@@ -139,7 +143,15 @@ class TrainingStage(Spec):
         return {self.data: 1.0} if isinstance(self.data, str) else dict(self.data)
 
 
-def _some_weight(terms: list[Any]) -> list[Any]:
+def _sound(terms: list[Any]) -> list[Any]:
+    for index, term in enumerate(terms):
+        alike = [other for other in terms[:index] if other.kind == term.kind]
+        if alike and term.kind == "attention":
+            raise broken_rule("has two attention terms; keep one of them")
+        if any(set(term.routes or ()) == set(other.routes or ()) for other in alike):
+            raise broken_rule(
+                f"has two {term.kind} terms for the same rows; keep one of them, or give them different `routes`"
+            )
     if not any(term.weight > 0 for term in terms):
         raise broken_rule("has no term with a weight above 0; list at least one, such as [{kind: logits}]")
     return terms
@@ -152,7 +164,7 @@ def _next_token_only(terms: list[Any]) -> list[Any]:
             f"an sft stage has no teacher, so its objective holds next_token only, not {accepted(other)}; "
             "use kind: distill for the others"
         )
-    return _some_weight(terms)
+    return _sound(terms)
 
 
 class SftStage(TrainingStage):
@@ -171,9 +183,7 @@ class DistillStage(TrainingStage):
     kind: Literal["distill"]
     student: Model
     teacher: Model
-    objective: Annotated[list[Term], AfterValidator(_some_weight)] = Field(
-        default_factory=lambda: list[Term]([LogitsSpec()])
-    )
+    objective: Annotated[list[Term], AfterValidator(_sound)] = Field(default_factory=lambda: list[Term]([LogitsSpec()]))
     lambda_: Annotated[float, real(0.0, 1.0)] | None = Field(default=None, alias="lambda")
     """λ of the paper: stands for next_token with weight 1-λ and logits and attention with weight λ each.
 
@@ -183,14 +193,14 @@ class DistillStage(TrainingStage):
     @model_validator(mode="before")
     @classmethod
     def _write_out_lambda(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or "lambda" not in value:
+        if not isinstance(value, dict) or value.get("lambda") is None:
             return value
         if "objective" in value:
             raise broken_rule("has both `lambda` and `objective`; keep one of them")
         share = value["lambda"]
         if type(share) not in (int, float) or not 0 <= share <= 1:
             return value  # the field's own check words the error
-        terms = [(NextTokenSpec, 1 - share), (LogitsSpec, share), (AttentionSpec, share)]
+        terms = [(NextTokenSpec, round(1 - share, 12)), (LogitsSpec, share), (AttentionSpec, share)]
         objective = [spec(weight=weight) for spec, weight in terms if weight > 0]
         return {**{key: item for key, item in value.items() if key != "lambda"}, "objective": objective}
 

@@ -40,13 +40,17 @@ def check_ahead(recipe: Recipe, names: Sequence[str], *, models: bool = True) ->
                 errors += _found(f"{where}.{key}: ", model_check(), spec)
         if models and not errors and isinstance(stage, DistillStage):
             pair = [context.resolve_model(model) for model in (stage.student, stage.teacher)]
-            made = all(
-                stage_of(m.path) is None or Path(p.path).exists() for m, p in zip(models_of(stage).values(), pair)
-            )
-            if made:
+            if all(_made(model, resolved) for model, resolved in zip((stage.student, stage.teacher), pair)):
                 errors += _found(f"{where}: ", pair_check(), pair)
     if errors:
         raise InputErrors(list(dict.fromkeys(errors)))
+
+
+def _made(model: ModelSpec, resolved: ModelSpec) -> bool:
+    """Whether all that `model` refers to is there: what a stage is yet to make cannot be looked into."""
+    if stage_of(model.path) is None and (model.adapter is None or stage_of(model.adapter) is None):
+        return True
+    return Path(resolved.path).exists() and (resolved.adapter is None or Path(resolved.adapter).exists())
 
 
 def check_together(recipe: Recipe, names: Sequence[str]) -> None:

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from preceptor.data.split import SplitRows, split_rows
 from preceptor.recipe import DatasetSpec
-from preceptor.recipe.base import stage_of
+from preceptor.recipe.base import one_or_many, stage_of
 from preceptor.stages.context import StageContext
 
 
 def specs_for(names: Sequence[str], context: StageContext) -> tuple[dict[str, DatasetSpec], set[str]]:
-    """Resolved specs of `names` and all other datasets of the recipe that exist by now; which were generated.
+    """Resolved specs of `names` and all other datasets of the recipe that no stage writes; which were generated.
 
     All are needed because a prompt found in two datasets is removed, and every stage must remove the same
-    ones.
+    ones. What a stage writes is there only for those that read it: for others it may not have been made yet.
     """
     specs: dict[str, DatasetSpec] = {}
     generated: set[str] = set()
     for name in dict.fromkeys([*names, *context.recipe.data]):
-        resolved = context.resolve_dataset(name)
-        path = context.recipe.dataset(name).path
-        if isinstance(path, str) and stage_of(path) is not None:
+        spec = context.recipe.dataset(name)
+        if spec.stages and name not in names:
+            continue
+        specs[name] = context.resolve_dataset(name)
+        if all(stage_of(text) for text in one_or_many(spec.path)):
             generated.add(name)
-            if name not in names and not Path(str(resolved.path)).exists():
-                continue
-        specs[name] = resolved
     return specs, generated
 
 

@@ -21,7 +21,7 @@ from preceptor.data.template import ChatTemplate, Message, choose_template
 from preceptor.errors import InputError
 from preceptor.files import sha256_json, write_atomic
 from preceptor.models.load import load_model
-from preceptor.models.sampling import Sampled, row_uniforms, sample
+from preceptor.models.sampling import Sampled, check_can_sample, row_uniforms, sample
 from preceptor.models.tokenizers import check_tokenizer_fits, load_tokenizer
 from preceptor.stages.datasets import split_for
 
@@ -55,12 +55,14 @@ def execute(spec: GenerateStage, context: StageContext) -> dict[str, Any]:
     models trained on texts that are only separated by it never write an end token.
 
     Raises:
-        InputError: whatever loading refuses, no begin token, prompts without a conversation or all too long.
+        InputError: whatever loading refuses, a recurrent model, no begin token, prompts without a conversation or
+        all too long.
     """
     model_spec = context.resolve_model(spec.model)
     tokenizer = load_tokenizer(model_spec, announce=context.log)
     model = load_model(model_spec, role="teacher")
     check_tokenizer_fits(tokenizer, model)
+    check_can_sample(model)
     if model_spec.device_map is None and torch.cuda.is_available():
         model = model.to("cuda")
     context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)

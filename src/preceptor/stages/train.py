@@ -68,8 +68,9 @@ def execute(spec: SftStage | DistillStage, context: StageContext) -> dict[str, A
     trainer.train(resume_from_checkpoint=checkpoint)
     results = _results(trainer, rows, before)
     context.log(f"{context.name}: {_sentence(results)}")
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # a sharded student is gathered by all ranks
     if is_main():
-        _save(spec, context, trainer, tokenizer, dtype, results)
+        _save(spec, context, trainer, tokenizer, dtype, results, weights)
     return results
 
 
@@ -127,7 +128,7 @@ def _trainer(
     if spec.rows_per_step % per_pass:
         raise InputError(
             f"stages.{context.name}.rows_per_step: {spec.rows_per_step} rows are not a whole number of passes of "
-            f"{arguments.per_device_train_batch_size} rows on {arguments.world_size} processes; change rows_per_step "
+            f"{arguments.per_device_train_batch_size} rows in {arguments.world_size} process(es); change rows_per_step "
             "or training.per_device_train_batch_size"
         )
     arguments.gradient_accumulation_steps = spec.rows_per_step // per_pass
@@ -147,9 +148,11 @@ def _trainer(
             "targets per epoch"
         )
     objective = Objective(build_terms(spec), route_names=mixture.names, vocabulary=len(tokenizer))
+    calibration = 0 if objective.attention is None else objective.attention.calibration_rows
     teacher = None
     if teacher_spec is not None:
         model = load_model(teacher_spec, role="teacher")
+        check_tokenizer_fits(tokenizer, model)
         teacher = ModelTeacher(model if teacher_spec.device_map else model.to(arguments.device))
     if getattr(arguments, "gradient_checkpointing", False) and spec.lora is not None:
         student.enable_input_require_grads()  # reentrant checkpointing sees gradients only through its inputs
@@ -166,7 +169,7 @@ def _trainer(
         data_collator=Collator(
             tokenizer.pad_token_id, route_names=mixture.names, packing=spec.packing, max_length=spec.max_length
         ),
-        calibration=[row for data in rows.datasets.values() for row in data.train[:64]],
+        calibration=[row for data in rows.datasets.values() for row in data.train[:calibration]],
         callbacks=[
             MetricsFile(context.directory / "metrics.jsonl"),
             PlainProgress(lambda line: context.log(f"{context.name}: {line}"), objective.names),
@@ -240,6 +243,7 @@ def _save(
     tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype,
     results: dict[str, Any],
+    weights: dict[str, torch.Tensor],
 ) -> None:
     card = render_card(
         name=context.recipe.name,
@@ -255,4 +259,4 @@ def _save(
     )
     folder = context.directory / ("model" if spec.lora is None else "adapter")
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-    save_model(model, tokenizer, folder, dtype=dtype, card=card)
+    save_model(model, tokenizer, folder, dtype=dtype, state_dict=weights, card=card)

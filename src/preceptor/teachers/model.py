@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from preceptor.errors import InputError
 from preceptor.models.recorder import record
 from preceptor.models.taps import tapped_layers
 from preceptor.signals import AttentionScores, LayerShape, Needs, Part, Signal, TokenBatch
@@ -18,9 +19,17 @@ class ModelTeacher:
     Args:
         model: a transformers causal language model, or a PEFT model around one, on any device and in any dtype.
         name: how messages call it.
+
+    Raises:
+        InputError: when weights are offloaded.
     """
 
     def __init__(self, model: nn.Module, *, name: str = "teacher") -> None:
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise InputError(
+                f"{name}: `device_map` left some of its weights off the devices (offloaded), and the losses read its "
+                "head whole; give it more devices, quantise it, or use a smaller teacher"
+            )
         self.model = model.eval().requires_grad_(False)
         self.name = name
 

@@ -188,6 +188,16 @@ def test_prompts_that_do_not_fit(tmp_path: Path) -> None:
     )
 
 
+def test_a_recurrent_model_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer(tmp_path)
+    monkeypatch.setattr(LlamaForCausalLM, "_is_stateful", True)
+    with pytest.raises(InputError, match="keeps a recurrent state, which batched generation would spoil"):
+        run(tmp_path)
+    assert list((tmp_path / "runs/r/write").iterdir()) == []
+
+
 def test_texts_are_no_prompts(tmp_path: Path) -> None:
     writer(tmp_path)
     (tmp_path / "p.jsonl").write_text('{"text": "abc"}\n{"text": "abd"}\n')
