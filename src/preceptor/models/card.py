@@ -15,6 +15,7 @@ def render_card(
     stage: str,
     kind: str,
     student: str | None = None,
+    base_model: str | None = None,
     teacher: str | Mapping[str, str] | None = None,
     data: Mapping[str, float] | Sequence[str] = (),
     losses: Sequence[Mapping[str, Any]] = (),
@@ -25,15 +26,15 @@ def render_card(
 ) -> str:
     """The card as Markdown with the front matter that model hubs read.
 
-    `teacher` is one model or a mapping from routes to models; `data` maps datasets to their shares of the
-    rows (or only names them); `losses` are the terms of the objective as the recipe gives them (`kind`,
-    `weight`, …); `results` are numbers by name, nested ones flattened with dots.
+    `base_model` is the student's Hub id, where it has one. `teacher` is one model or a mapping from routes to models;
+    `data` maps datasets to their shares of the rows (or only names them); `losses` are the terms of the objective as the
+    recipe gives them (`kind`, `weight`, …); `results` are numbers by name, nested ones flattened with dots.
     """
     front = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
     tags = ["preceptor"] + (["knowledge-distillation"] if teacher is not None else [])
     front += ["tags:", *(f"- {tag}" for tag in tags)]
-    if student is not None and _is_hub_id(student):
-        front += [f"base_model: {student}"]
+    if base_model is not None:
+        front += [f"base_model: {base_model}"]
     lines = [*front, "---", "", f"# {name}: {stage}", "", _sentence(kind, student, teacher), ""]
     if isinstance(teacher, Mapping):
         lines += ["## Teachers", "", *_table(("rows of", "teacher"), teacher.items()), ""]
@@ -112,7 +113,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
         else:
             rows.append((f"{prefix}{key}", value))
     return rows
-
-
-def _is_hub_id(path: str) -> bool:
-    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).exists()

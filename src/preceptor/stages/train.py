@@ -24,7 +24,8 @@ from preceptor.models.load import load_model, source_dtype
 from preceptor.models.save import save_model
 from preceptor.models.tokenizers import check_tokenizer_fits, load_tokenizer, same_tokenizer
 from preceptor.objective import Objective
-from preceptor.recipe import DistillStage, ModelSpec, SftStage
+from preceptor.recipe import DistillStage, ModelSpec, SftStage, local_path
+from preceptor.recipe.base import stage_of
 from preceptor.stages.build import add_lora, build_terms, training_arguments
 from preceptor.stages.context import StageContext
 from preceptor.stages.datasets import specs_for
@@ -245,11 +246,14 @@ def _save(
     results: dict[str, Any],
     weights: dict[str, torch.Tensor],
 ) -> None:
+    base = (spec.student if isinstance(spec, DistillStage) else spec.model).path
+    on_hub = stage_of(base) is None and local_path(base, context.recipe.folder) is None
     card = render_card(
         name=context.recipe.name,
         stage=context.name,
         kind=spec.kind,
-        student=(spec.student if isinstance(spec, DistillStage) else spec.model).path,
+        student=base,
+        base_model=base if on_hub else None,
         teacher=spec.teacher.path if isinstance(spec, DistillStage) else None,
         data=spec.shares,
         losses=[term.model_dump(exclude_none=True) for term in spec.objective],

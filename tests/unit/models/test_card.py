@@ -13,6 +13,7 @@ def test_a_distilled_model() -> None:
         stage="kd",
         kind="distill",
         student="org/base",
+        base_model="org/base",
         teacher="org/big",
         data={"general": 0.9, "shop": 0.1},
         losses=[{"kind": "logits", "weight": 1.0, "temperature": 2.0}, {"kind": "attention", "weight": 0.5}],
