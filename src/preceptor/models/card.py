@@ -27,8 +27,8 @@ def render_card(
     """The card as Markdown with the front matter that model hubs read.
 
     `base_model` is the student's Hub id, where it has one. `teacher` is one model or a mapping from routes to models;
-    `data` maps datasets to their shares of the rows (or only names them); `losses` are the terms of the objective as the
-    recipe gives them (`kind`, `weight`, …); `results` are numbers by name, nested ones flattened with dots.
+    `data` maps datasets to their shares of the rows (or only names them); `losses` are the terms of the objective as
+    the recipe gives them (`kind`, `weight`, …); `results` are numbers by name, nested ones flattened with dots.
     """
     front = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
     tags = ["preceptor"] + (["knowledge-distillation"] if teacher is not None else [])
