@@ -34,6 +34,7 @@ class Attention(Term):
     """
 
     name: ClassVar[str] = "attention"
+    needs_teacher: ClassVar[bool] = True
 
     layers: LayerPolicy | Sequence[tuple[int, int]] = "auto"
     heads: HeadPolicy = "auto"

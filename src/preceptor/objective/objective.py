@@ -106,7 +106,7 @@ class Objective:
 
     @property
     def needs_teacher(self) -> bool:
-        return self.attention is not None or any(term.needs_teacher for term in self.head_terms)
+        return any(term.needs_teacher for term in self.terms)
 
     @property
     def needs(self) -> Needs:
@@ -129,7 +129,7 @@ class Objective:
         if not self.needs_teacher:
             return
         if teacher is None:
-            kinds = sorted({t.name for t in self.terms if isinstance(t, Attention) or t.needs_teacher})  # type: ignore[attr-defined]
+            kinds = sorted({term.name for term in self.terms if term.needs_teacher})
             raise InputError(f"objective: {' and '.join(kinds)} follow a teacher, and none was given; name one")
         if self.attention is not None:
             shapes = tapped_layers(student, name="student")

@@ -25,6 +25,7 @@ class Term(ABC):
 
     name: ClassVar[str]
     """The term's `kind` in a recipe and its name in logs."""
+    needs_teacher: ClassVar[bool] = False
 
     weight: float = 1.0
     routes: tuple[str, ...] | None = None
@@ -42,8 +43,6 @@ class Term(ABC):
 @dataclass
 class HeadTerm(Term):
     """A term that works on logits, inside the output head's forward."""
-
-    needs_teacher: ClassVar[bool] = False
 
     @abstractmethod
     def evaluate(self, chunk: HeadChunk, wants_grad: bool) -> tuple[Tensor, Tensor | None]:
