@@ -29,7 +29,7 @@ def check_ahead(recipe: Recipe, names: Sequence[str], *, models: bool = True) ->
         context = StageContext(recipe, name, run_directory(recipe) / name, recipe.seed, print)
         if recipe.stage_datasets(name):  # prompts are compared among all datasets, so all must be there
             for dataset in recipe.data:
-                errors += _found(f"{recipe.source}: data.{dataset}.path: ", context.resolve_dataset, dataset)
+                errors += _found(f"{recipe.source}: data.{dataset}: ", context.resolve_dataset, dataset)
         for key, model in models_of(stage).items():
             if not models or isinstance(stage, InitStage) or stage_of(model.path):
                 continue  # a tokenizer alone, or a model that is yet to be made
