@@ -31,6 +31,7 @@ class StepMetrics:
     def __init__(self, objective: Objective, device: torch.device) -> None:
         self._objective = objective
         self._device = device
+        self.skipped_total = 0  # of the whole training; the other figures are since the last log line
         self.reset()
 
     def reset(self) -> None:
@@ -50,6 +51,11 @@ class StepMetrics:
             yield
         finally:
             self._started += time.perf_counter() - began
+
+    def skip(self) -> None:
+        """Count a step without targets."""
+        self.skipped_steps += 1
+        self.skipped_total += 1
 
     def add(self, sums: LossSums, tokens: int) -> None:
         self.sums_TK += sums.sums_TK
@@ -86,6 +92,7 @@ class StepMetrics:
             "targets": [int(count) for count in targets_K],
             "tokens": int(tokens),
             "skipped_steps": self.skipped_steps,
+            "skipped_total": self.skipped_total,
         }
 
     def _reduced(self, reduce: Callable[[Tensor], Tensor]) -> tuple[Tensor, float, Tensor, float]:
@@ -102,6 +109,7 @@ class StepMetrics:
         self.weighted_sum += state["weighted_sum"]
         self.targets_K += torch.tensor(state["targets"], device=self._device)
         self.tokens, self.skipped_steps = state["tokens"], state["skipped_steps"]
+        self.skipped_total = state["skipped_total"]
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -138,7 +138,7 @@ class DistillationTrainer(Trainer):
         state = self.accelerator.gradient_state
         if num_items_in_batch is not None and int(num_items_in_batch) == 0 and state.sync_gradients:
             # Nothing to learn from: without this, weight decay and momentum would still move the weights.
-            self.step_metrics.skipped_steps += 1
+            self.step_metrics.skip()
             state._set_sync_gradients(False)
         return loss
 

@@ -274,3 +274,24 @@ def test_parts_of_several_teachers_are_the_same_as_batches_of_their_own() -> Non
         apart.append((batch, teacher(batch, objective.needs)))
     for got, expected in zip(together, run(apart)):
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_padding_of_both_vocabularies_is_in_neither_softmax() -> None:
+    """Heads of 67 and 70 rows over a tokenizer of 61: a zero-padded student must not be given the teacher's mass."""
+    student = toys.mistral(1, torch.float64, sharpness=3.0, vocab_size=67)
+    teacher = toys.mistral(2, torch.float64, sharpness=3.0, vocab_size=70)
+    with torch.no_grad():
+        teacher.lm_head.weight[61:] *= 5  # most of the teacher's unmasked mass would be on padding
+    batch = toys.batch([[row] for row in toys.rows(5, LENGTHS, ANSWERS)])
+    objective, teaches = Objective([Logits()], vocabulary=61), ModelTeacher(teacher)
+    objective.prepare(student, teaches)
+    got = objective(student, batch, teaches(batch, objective.needs))
+    got.loss.backward()
+    ours, theirs = (
+        model(batch.input_ids, use_cache=False).logits[batch.target_mask][:, :61].detach().softmax(-1)
+        for model in (student, teacher)
+    )
+    expected = sum(brute.divergence(p_T, p_S, "forward_kl") for p_T, p_S in zip(theirs, ours))
+    assert float(got.loss.detach()) == pytest.approx(float(expected), rel=1e-6)
+    assert not student.lm_head.weight.grad[61:].any()
+    assert student.lm_head.weight.grad[:61].abs().sum(1).min() > 0

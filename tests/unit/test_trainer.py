@@ -344,6 +344,7 @@ def test_a_step_without_targets_moves_nothing(optimizer: dict[str, str], tmp_pat
     assert all(torch.equal(fourth[name], third[name]) for name in first)
     (line,) = [line for line in made.state.log_history if "skipped_steps" in line]
     assert line["skipped_steps"] == 2
+    assert made.step_metrics.skipped_total == 2
     assert line["targets"] == 2 * targets(full)
 
 

@@ -218,7 +218,7 @@ def _results(trainer: DistillationTrainer, rows: _Rows, before: dict[str, Any]) 
         "dropped": {name: data.dropped for name, data in rows.datasets.items() if data.dropped},
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        "skipped_steps": int(sum(line["skipped_steps"] for line in logged)),
+        "skipped_steps": trainer.step_metrics.skipped_total,
         "peak_memory_mb": max((line["peak_memory_mb"] for line in logged), default=None),
         **({"attention_map": links} if links else {}),
     }
