@@ -13,6 +13,16 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 from preceptor.signals import TokenBatch
 
 VOCABULARY = 61
+# Sizes for tests of files rather than numbers, with transformers' own initial range.
+TINY: dict[str, Any] = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 32,
+    "initializer_range": 0.02,
+}
 
 
 def llama(seed: int, dtype: torch.dtype = torch.float32, *, sharpness: float = 1.0, **changes: Any) -> PreTrainedModel:

@@ -13,8 +13,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
+import toys
 from preceptor.errors import InputError
 from preceptor.models.checkpoint import check_model
 from preceptor.models.load import load_model
@@ -25,19 +26,8 @@ from preceptor.stages.init import build_config
 
 
 def tiny(width: int = 16, vocabulary: int = 40) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=width,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=32,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
+    return toys.llama(
+        0, **{**toys.TINY, "hidden_size": width, "vocab_size": vocabulary}, bos_token_id=1, eos_token_id=2
     )
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-from preceptor.files import write_atomic
 
 
 def render_card(
@@ -58,14 +55,6 @@ def render_card(
     made += [f"{package} {version}" for package, version in (versions or {}).items()]
     lines += [f"Made with preceptor{' (' + ', '.join(made) + ')' if made else ''}.", ""]
     return "\n".join(lines)
-
-
-def write_card(directory: Path, **fields: Any) -> None:
-    """Writes `render_card(**fields)` as README.md of a folder that is not under a manifest.
-
-    A model folder written by `save_model` is under one; give `save_model` the rendered card instead.
-    """
-    write_atomic(directory / "README.md", render_card(**fields))
 
 
 def _sentence(kind: str, student: str | None, teacher: str | Mapping[str, str] | None) -> str:

@@ -46,10 +46,16 @@ class StudentObserver:
         self.head_terms = head_terms
         self.links = links
         self.vocabulary = vocabulary
-        self.covers_TK = covers_TK
-        self.route_weight_TK = covers_TK * weight_T[:, None]
+        # What branches on weights is read off before they go to the device, where each look would wait for it.
+        weight_TK = covers_TK * weight_T[:, None]
         # A term of weight 0 is measured and not minimised, at the price of its value alone.
-        self.minimised = [wants_grad and bool(row.any()) for row in self.route_weight_TK]
+        self.minimised = [wants_grad and bool(row.any()) for row in weight_TK]
+        # One weight for all routes (the usual case) spares a pass over the gradient.
+        self.uniform = [float(row[0]) if bool((row == row[0]).all()) else None for row in weight_TK]
+        self.covers_TK = covers_TK.to(device)
+        self.route_weight_TK = weight_TK.to(device)
+        # Each part with its own rows of the batch: all layers look at the same ones.
+        self.taught_rows = [(p, batch if p.rows is None else batch.select(p.rows)) for p in signal.parts]
         self.attends = bool(self.links) and self.minimised[-1]
         self.sums_TK = torch.zeros(self.route_weight_TK.shape, dtype=torch.float64, device=device)
         self.loss: Tensor | None = None
@@ -79,8 +85,7 @@ class StudentObserver:
         scores = scores_of(call, self.batch.targets)
         weight_B = self.route_weight_TK[-1][self.batch.routes] * share
         grads = []
-        for part in self.signal.parts:
-            here = self.batch if part.rows is None else self.batch.select(part.rows)
+        for part, here in self.taught_rows:
             ours = scores.of_rows(part.rows, here.targets.position_BR.shape[1])
             weight_BR = here.targets.valid_BR * (weight_B if part.rows is None else weight_B[part.rows])[:, None]
             teacher = part.attention[link.teacher_layer]
@@ -134,7 +139,7 @@ class StudentObserver:
         # Three dimensions, as the model expects of logits; not a view, which FSDP2's hooks would not follow.
         self.loss = (anchor + weighted + attention).to(anchor.dtype).repeat(1, 1, 1)
         # Everything a teacher said has been used: its hidden states, queries and keys need not outlive the forward.
-        self.signal = Signal()
+        self.signal, self.taught_rows = Signal(), []
         return self.loss
 
     def result(self) -> dict[str, Tensor]:
@@ -154,8 +159,7 @@ class _Chunks:
         self.route_N = route_N
         self.vocabulary = observer.vocabulary
         self.weight_TK = observer.route_weight_TK
-        # One weight for all routes (the usual case) spares a pass over the gradient.
-        self.uniform = [float(row[0]) if bool((row == row[0]).all()) else None for row in self.weight_TK]
+        self.uniform = observer.uniform
         self.spans: list[tuple[int, int, Part]] = []
         start = 0
         for part in observer.signal.parts:

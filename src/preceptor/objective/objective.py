@@ -92,17 +92,17 @@ class Objective:
             for term in self.terms
         )
 
-    def covers_TK(self, device: torch.device) -> Tensor:
-        """float64 [terms, routes]: 1 where a term works on a dataset's rows, else 0."""
-        return torch.stack([term.covers(self.route_names, device) for term in self.terms])
+    def covers_TK(self) -> Tensor:
+        """float64 [terms, routes], on the CPU: 1 where a term works on a dataset's rows, else 0."""
+        return torch.stack([term.covers(self.route_names) for term in self.terms])
 
-    def weight_T(self, device: torch.device) -> Tensor:
-        """float64 [terms]."""
-        return torch.tensor([term.weight for term in self.terms], dtype=torch.float64, device=device)
+    def weight_T(self) -> Tensor:
+        """float64 [terms], on the CPU."""
+        return torch.tensor([term.weight for term in self.terms], dtype=torch.float64)
 
     def weighted(self, sums_TK: Tensor) -> float:
         """The weighted sum that is minimised, of the terms' sums."""
-        return float((sums_TK.sum(1) * self.weight_T(sums_TK.device)).sum())
+        return float((sums_TK.sum(1).cpu() * self.weight_T()).sum())
 
     @property
     def needs_teacher(self) -> bool:
@@ -159,8 +159,8 @@ class Objective:
             signal or Signal(),
             head_terms=self.head_terms,
             links=self.links,
-            covers_TK=self.covers_TK(batch.input_ids.device),
-            weight_T=self.weight_T(batch.input_ids.device),
+            covers_TK=self.covers_TK(),
+            weight_T=self.weight_T(),
             vocabulary=self.vocabulary,
             wants_grad=torch.is_grad_enabled(),
         )

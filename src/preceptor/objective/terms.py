@@ -34,10 +34,10 @@ class Term(ABC):
         if not 0 <= self.weight < float("inf"):
             raise InputError(f"{self.name}: weight {self.weight} is out of range; give a number of at least 0")
 
-    def covers(self, route_names: Sequence[str], device: torch.device) -> Tensor:
+    def covers(self, route_names: Sequence[str]) -> Tensor:
         """float64 [routes]: 1 for the datasets whose rows the term works on, else 0."""
         on = [float(self.routes is None or name in self.routes) for name in route_names]
-        return torch.tensor(on, dtype=torch.float64, device=device)
+        return torch.tensor(on, dtype=torch.float64)
 
 
 @dataclass

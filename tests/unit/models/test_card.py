@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from preceptor.models.card import render_card, write_card
+from preceptor.models.card import render_card
 
 
 def test_a_distilled_model() -> None:
@@ -37,9 +35,8 @@ def test_a_distilled_model() -> None:
         assert line in card.splitlines()
 
 
-def test_teachers_by_route_and_cells_that_would_break_the_table(tmp_path: Path) -> None:
-    write_card(
-        tmp_path,
+def test_teachers_by_route_and_cells_that_would_break_the_table() -> None:
+    card = render_card(
         name="shop",
         stage="dae",
         kind="distill",
@@ -47,7 +44,6 @@ def test_teachers_by_route_and_cells_that_would_break_the_table(tmp_path: Path) 
         data=["a", "b"],
         results={"odd|name\n": 1234567},
     )
-    card = (tmp_path / "README.md").read_text()
     assert "Distilled into a new model from the teachers below, each on its own rows." in card
     assert "| shop | expert |" in card
     assert "- a\n- b" in card

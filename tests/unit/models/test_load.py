@@ -11,8 +11,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
+import toys
 from preceptor.models.checkpoint import check_model, source_dtype
 from preceptor.models.headers import read_header
 from preceptor.models.load import load_model
@@ -22,19 +23,7 @@ IDS = torch.tensor([[1, 5, 9, 3, 7, 2]])
 
 
 def tiny(tied: bool = False) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=40,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=32,
-            tie_word_embeddings=tied,
-        )
-    )
+    return toys.llama(0, **toys.TINY, tie_word_embeddings=tied)
 
 
 def saved(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> str:

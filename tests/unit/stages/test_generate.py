@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
+import toys
 from preceptor.data.chat import EncodedRow, encode_row
 from preceptor.data.rows import read_rows
 from preceptor.errors import InputError
@@ -24,20 +25,9 @@ TEXT = "User: Assistant:\n\nabcdefgh 0123"
 
 def writer(folder: Path, context: int = 64) -> None:
     tokenizer = train_tokenizer([TEXT], vocab_size=100, kind="characters", announce=print)
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=context,
-        initializer_range=0.3,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    save_model(LlamaForCausalLM(config), tokenizer, folder / "writer", dtype=torch.float32)
+    sizes = {**toys.TINY, "vocab_size": len(tokenizer), "max_position_embeddings": context, "initializer_range": 0.3}
+    model = toys.llama(1, **sizes, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+    save_model(model, tokenizer, folder / "writer", dtype=torch.float32)
 
 
 def prompts(folder: Path, count: int = 5) -> None:
