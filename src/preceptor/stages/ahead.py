@@ -23,9 +23,7 @@ def check_ahead(recipe: Recipe, names: Sequence[str], *, models: bool = True) ->
     for name in names:
         stage = recipe.stages[name]
         where = f"{recipe.source}: stages.{name}"
-        check = check_of(stage.kind)
-        if check is not None and isinstance(stage, TrainingStage) and stage.training:
-            errors += _found(f"{where}.", check, stage.training)
+        errors += _training(recipe, name)
         context = StageContext(recipe, name, run_directory(recipe) / name, recipe.seed, print)
         if recipe.stage_datasets(name):  # prompts are compared among all datasets, so all must be there
             for dataset in recipe.data:
@@ -59,10 +57,16 @@ def check_together(recipe: Recipe, names: Sequence[str]) -> None:
     What it refuses, the first process reports.
     """
     for name in names:
-        stage = recipe.stages[name]
-        check = check_of(stage.kind)
-        if check is not None and isinstance(stage, TrainingStage) and stage.training:
-            _found("", check, stage.training)
+        _training(recipe, name)
+
+
+def _training(recipe: Recipe, name: str) -> list[str]:
+    """What is refused of a stage's `training:` block."""
+    stage = recipe.stages[name]
+    check = check_of(stage.kind)
+    if check is None or not isinstance(stage, TrainingStage) or not stage.training:
+        return []
+    return _found(f"{recipe.source}: stages.{name}.", check, stage.training)
 
 
 def _found(where: str, check: Callable[[Any], object], value: Any) -> list[str]:
