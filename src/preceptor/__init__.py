@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from preceptor.recipe import load_recipe
     from preceptor.runs import run
     from preceptor.signals import TokenBatch
-    from preceptor.teachers import ModelTeacher
+    from preceptor.teachers import ModelTeacher, RoutedTeacher
     from preceptor.trainer import DistillationTrainer
 
 __version__ = "0.1.0"
@@ -29,6 +29,7 @@ _HOMES = {
     "ModelTeacher": "preceptor.teachers",
     "NextToken": "preceptor.objective",
     "Objective": "preceptor.objective",
+    "RoutedTeacher": "preceptor.teachers",
     "TokenBatch": "preceptor.signals",
     "load_rows": "preceptor.data.prepare",
     "load_recipe": "preceptor.recipe",
@@ -43,6 +44,7 @@ __all__ = [
     "ModelTeacher",
     "NextToken",
     "Objective",
+    "RoutedTeacher",
     "TokenBatch",
     "__version__",
     "load_recipe",

@@ -175,12 +175,18 @@ def _spec_document(recipe: Recipe, name: str) -> dict[str, Any]:
             and not (key in _FILE_KEYS and isinstance(value, str))  # of these the content is read
         }
     for key in models_of(stage):
-        if isinstance(spec[key], dict):
+        holder: Any = spec
+        for step in key[:-1]:
+            holder = holder[step]
+        if isinstance(holder[key[-1]], dict):
             for place in ("path", "revision", "adapter", "device_map"):
-                spec[key].pop(place)
+                holder[key[-1]].pop(place)
+        elif isinstance(holder[key[-1]], list):  # a route's only teacher
+            for place in ("path", "revision", "adapter", "device_map"):
+                holder[key[-1]][0]["model"].pop(place)
         else:
-            spec.pop(key)  # the tokenizer of an init stage, a bare path
-    if spec["kind"] == "generate":
+            holder.pop(key[-1])  # the tokenizer of an init stage, a bare path
+    if spec["kind"] in ("generate", "evaluate"):
         spec.pop("batch_size")
     if spec["kind"] == "init" and spec["chat_template"] not in (None, "default"):
         spec.pop("chat_template")
@@ -198,7 +204,8 @@ class _Inputs:
         stage = self.recipe.stages[self.name]
         inputs: dict[str, Any] = {}
         for key, model in models_of(stage).items():
-            inputs[key] = self._model(f"stages.{self.name}.{key}", model)
+            dotted = ".".join(map(str, key))
+            inputs[dotted] = self._model(f"stages.{self.name}.{dotted}", model)
         names = self.recipe.stage_datasets(self.name)
         overlap = self.recipe.overlap
         if overlap is not None and set(overlap.losers) & set(names):
@@ -212,9 +219,9 @@ class _Inputs:
                 f"stages.{self.name}.chat_template", str(stage.chat_template), None, hub=None
             )
         if isinstance(stage, TrainingStage):
-            for key in _FILE_KEYS:
-                if isinstance(value := stage.training.get(key), str):
-                    inputs[f"training.{key}"] = self._training_file(f"stages.{self.name}.training.{key}", value)
+            for setting in _FILE_KEYS:
+                if isinstance(value := stage.training.get(setting), str):
+                    inputs[f"training.{setting}"] = self._training_file(f"stages.{self.name}.training.{setting}", value)
         return inputs
 
     def _training_file(self, where: str, text: str) -> str | None:

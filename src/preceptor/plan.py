@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from preceptor.identity import Hashes, stage_identities
 from preceptor.recipe import (
+    DistillStage,
     InitStage,
     ModelSpec,
     Recipe,
+    SftStage,
     TrainTokenizerSpec,
     models_of,
 )
 from preceptor.recipe.base import stage_of
-from preceptor.recipe.stages import DistillStage, SftStage
 from preceptor.runs import HASHES_FILE, STAGE_FILE, stage_state
 from preceptor.stages.ahead import check_ahead
 from preceptor.stages.context import StageContext, run_directory
@@ -54,7 +55,11 @@ def plan(recipe: Recipe, *, log: Log = print) -> dict[str, Any]:
             "changed": changed.get(name, []),
             "reads": recipe.stage_reads(name),
             "spec": stage.model_dump(mode="json", by_alias=True),
-            "models": {key: planner.model(model) for key, model in models_of(stage).items() if key != "tokenizer"},
+            "models": {
+                ".".join(map(str, key)): planner.model(model)
+                for key, model in models_of(stage).items()
+                if key != ("tokenizer",)
+            },
         }
         if isinstance(stage, InitStage):
             entry["models"]["result"] = {"parameters": planner.init_parameters(stage)}
@@ -123,7 +128,8 @@ class _Planner:
         if tokenizer is None:
             source = stage_of(student.path)
             return {"data": {name: self._after(str(source)) for name in stage.dataset_names}}
-        teacher = self._tokenizer(stage.teacher) if isinstance(stage, DistillStage) else None
+        # Teachers share the student's tokenizer, so any of them knows the template.
+        teacher = self._tokenizer(next(iter(stage.teachers.values()))) if isinstance(stage, DistillStage) else None
         from preceptor.data.template import choose_template
 
         template = choose_template(tokenizer, teacher)
@@ -185,9 +191,8 @@ class _Planner:
         stage = self.recipe.stages[source]
         if isinstance(stage, InitStage):
             return self._tokenizer(ModelSpec(path=stage.tokenizer)) if isinstance(stage.tokenizer, str) else None
-        if isinstance(stage, DistillStage):
-            return self._tokenizer(stage.student)
-        return self._tokenizer(stage.model)
+        # Every other stage passes on the tokenizer of the first model it reads.
+        return self._tokenizer(next(iter(models_of(stage).values())))
 
     def _pending(self, dataset: str) -> str | None:
         """The stage that has yet to write some of a dataset's rows."""

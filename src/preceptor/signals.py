@@ -151,6 +151,12 @@ class Head:
         bias_V = None if self.bias_V is None else self.bias_V[:tokens]
         return Head(self.weight_VD[:tokens], bias_V, self.scale, self.softcap)
 
+    def copy(self) -> Head:
+        """The head in memory of its own."""
+        return replace(
+            self, weight_VD=self.weight_VD.clone(), bias_V=None if self.bias_V is None else self.bias_V.clone()
+        )
+
     def shape_logits(self, logits: Tensor) -> Tensor:
         """Apply scale and soft-cap, in place."""
         if self.scale != 1.0:
@@ -191,7 +197,8 @@ class Part:
     """What one teacher says about the rows it was given.
 
     `rows` (int64 [b], ascending, or None for all rows) are the batch rows it covers; `targets` (int64 [n]) the indices
-    of their target positions among the N of the batch. `hidden_ND` are its last hidden states there.
+    of their target positions among the N of the batch. `hidden_ND` are its last hidden states there. Parts may cover
+    the same rows: then each teaches with its `weight`, and a row's weights sum to 1.
     """
 
     rows: Tensor | None
@@ -199,6 +206,9 @@ class Part:
     hidden_ND: Tensor | None = None
     head: Head | None = None
     attention: Mapping[int, AttentionScores] = field(default_factory=dict)
+    teacher: str = "teacher"
+    """Which teacher it is of, where an objective treats them differently (maps of layers and heads)."""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -209,14 +219,34 @@ class Signal:
 
 
 @dataclass(frozen=True)
-class Needs:
-    """What an objective wants from a teacher; attention layers are the teacher's own, ascending."""
+class Wanted:
+    """What is wanted of one model's forward; attention layers are its own, ascending."""
 
     logits: bool = False
     attention_layers: tuple[int, ...] = ()
 
     def __bool__(self) -> bool:
         return self.logits or bool(self.attention_layers)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an objective wants from its teachers: by route, and for attention by teacher too."""
+
+    logits: frozenset[int] = frozenset()
+    """Routes whose rows some term at the output head teaches."""
+    attention: frozenset[int] = frozenset()
+    """Routes whose rows the attention term teaches."""
+    layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Each teacher's own layers that the attention term follows, ascending."""
+
+    def of(self, route: int, teacher: str) -> Wanted:
+        """What is wanted of one teacher about the rows of one route."""
+        layers = self.layers.get(teacher, ()) if route in self.attention else ()
+        return Wanted(route in self.logits, layers)
+
+    def __bool__(self) -> bool:
+        return bool(self.logits) or bool(self.attention and self.layers)
 
 
 @dataclass(frozen=True)
@@ -235,5 +265,8 @@ class Teacher(Protocol):
     def __call__(self, batch: TokenBatch, needs: Needs) -> Signal:
         """What this teacher says about `batch`, as far as the objective needs it."""
 
-    def attention_shapes(self) -> Sequence[LayerShape]:
-        """The layers whose attention this teacher can give; raises InputError when it can give none."""
+    def attention_shapes(self) -> Mapping[str, Sequence[LayerShape]]:
+        """By teacher's name, the layers whose attention it can give; raises InputError when one can give none."""
+
+    def check_routes(self, route_names: Sequence[str], followed: frozenset[int]) -> None:
+        """Raises InputError unless there is a teacher for every route in `followed`, and a use for every teacher."""

@@ -63,7 +63,7 @@ def test_an_attention_that_is_not_what_it_seems() -> None:
 def test_gpt2_is_tapped_like_any_other() -> None:
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=61, n_embd=24, n_layer=2, n_head=4, n_positions=32)
-    links = prepare([Attention()], toys.llama(0, num_key_value_heads=4), GPT2LMHeadModel(config)).links
+    links = prepare([Attention()], toys.llama(0, num_key_value_heads=4), GPT2LMHeadModel(config)).links["teacher"]
     assert [link.teacher_layer for link in links.values()] == [0, 1]
 
 

@@ -59,7 +59,7 @@ CASES: dict[str, tuple[str, str, str]] = {
         "holdout: 5",
         "hold_out: 5",
         "3: data.general.hold_out is not a key that exists here (did you mean 'holdout'?); accepted are path, split, "
-        "revision, format, columns, holdout, test, where, role, max_length, targets or allow_drops",
+        "revision, format, columns, holdout, test, where, route, role, max_length, metric, targets or allow_drops",
     ),
     "missing key": (
         "    teacher: teacher\n",
@@ -74,22 +74,22 @@ CASES: dict[str, tuple[str, str, str]] = {
     "unknown kind": (
         "kind: distill",
         "kind: distil",
-        "12: stages.kd.kind is 'distil'; write init, sft, distill or generate (did you mean 'distill'?)",
+        "12: stages.kd.kind is 'distil'; write init, compose, merge, sft, distill, generate or evaluate (did you mean 'distill'?)",
     ),
     "kind of a later version": (
         "kind: generate",
-        "kind: compose",
-        "19: stages.stories.kind is 'compose'; write init, sft, distill or generate",
+        "kind: store",
+        "19: stages.stories.kind is 'store'; write init, compose, merge, sft, distill, generate or evaluate",
     ),
     "no kind": (
         "    kind: generate\n",
         "",
-        "18: stages.stories has no kind; add kind: init, sft, distill or generate",
+        "18: stages.stories has no kind; add kind: init, compose, merge, sft, distill, generate or evaluate",
     ),
     "unknown term": (
         "{kind: logits}",
         "{kind: logit}",
-        "16: stages.kd.objective.0.kind is 'logit'; write next_token, logits or attention (did you mean 'logits'?)",
+        "16: stages.kd.objective.0.kind is 'logit'; write next_token, logits, attention or router_balance (did you mean 'logits'?)",
     ),
     "text for a number": (
         "rows: 10",
@@ -177,7 +177,7 @@ CASES: dict[str, tuple[str, str, str]] = {
     "a route that is not trained on": (
         "{kind: logits}",
         "{kind: logits, routes: [shops]}",
-        "16: stages.kd.objective.0.routes names 'shops', which is no dataset of this stage (did you mean 'shop'?); "
+        "16: stages.kd.objective.0.routes names 'shops', which is no route of this stage (did you mean 'shop'?); "
         "there is general, shop",
     ),
     "a training key that we own": (
@@ -259,7 +259,7 @@ CASES: dict[str, tuple[str, str, str]] = {
         "objective: [{kind: logits}, {kind: attention, weight: 0.5}]",
         "lambda_: 0.5",
         "16: stages.kd.lambda_ is not a key that exists here (did you mean 'lambda'?); accepted are data, by, rows, "
-        "rows_per_step, max_length, packing, objective, lora, training, kind, student, teacher or lambda",
+        "rows_per_step, max_length, targets, packing, objective, lora, training, kind, student, teacher or lambda",
     ),
     "lambda beside an objective": (
         "    training:",
@@ -279,7 +279,7 @@ CASES: dict[str, tuple[str, str, str]] = {
     "a teacher's term without a teacher": (
         "    kind: distill\n    student: stage:student\n    teacher: teacher\n",
         "    kind: sft\n    model: stage:student\n",
-        "15: stages.kd.objective is wrong: an sft stage has no teacher, so its objective holds next_token only, not "
+        "15: stages.kd.objective is wrong: an sft stage has no teacher, so its objective holds next_token and router_balance only, not "
         "logits or attention; use kind: distill for the others",
     ),
     "a quantised student": (

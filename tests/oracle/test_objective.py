@@ -177,14 +177,15 @@ def test_unequal_head_counts_follow_their_map() -> None:
         got = objective(student, batch, teaches(batch, objective.needs))
     exact, oracle_teacher = brute.doubled(student), brute.doubled(teacher)
     expected = 0.0
-    for layer, link in objective.links.items():
+    links = objective.links["teacher"]
+    for layer, link in links.items():
         assert link.heads is not None
         assert len(set(link.heads.tolist())) == 3, "one-to-one as far as counts allow"
         for row in rows:
             found = brute.terms_of_row(
                 row, exact, oracle_teacher, layer_map={layer: link.teacher_layer}, heads=link.heads.tolist()
             )
-            expected += float(found["attention"].detach()) / len(objective.links)
+            expected += float(found["attention"].detach()) / len(links)
     assert float(got.loss.detach()) == pytest.approx(expected, rel=1e-10)
 
 

@@ -25,7 +25,7 @@ from preceptor.recipe import (
     local_path,
     parse_recipe,
 )
-from preceptor.recipe.stages import DEFAULT_BATCH
+from preceptor.recipe.training import DEFAULT_BATCH
 from preceptor.recipe.yaml_text import parse_yaml
 from preceptor.stages.context import StageContext
 

@@ -48,7 +48,8 @@ class EncodedRow:
 
     `input_ids` is int32 [S]; `is_target` bool [S]: token i is itself a target, and token 0 never is.
 
-    `notes` says what was left out of it ("truncated", "earlier turns are no targets").
+    `notes` says what was left out of it ("truncated", "earlier turns are no targets"). `own_route` is set where a
+    column of the data gives each row its route.
     """
 
     dataset: str
@@ -56,6 +57,12 @@ class EncodedRow:
     is_target: npt.NDArray[np.bool_]
     origin: str
     notes: tuple[str, ...] = field(default=())
+    own_route: str | None = None
+
+    @property
+    def route(self) -> str:
+        """Which teacher it follows and under which name it is counted: its dataset's, unless a column says another."""
+        return self.dataset if self.own_route is None else self.own_route
 
     def __len__(self) -> int:
         return len(self.input_ids)

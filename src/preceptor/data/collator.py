@@ -26,7 +26,7 @@ def filler_row(pad_token_id: int, dataset: str) -> EncodedRow:
 class Collator:
     """Pads (or packs) the rows of a micro-batch into the tensors of `signals.TokenBatch`.
 
-    Packing puts whole rows of one dataset behind one another, best fit decreasing, in packed rows of at most
+    Packing puts whole rows of one dataset and route behind one another, best fit decreasing, in packed rows of at most
     `max_length` tokens. The rows of a step, their targets and N stay the same; only padding goes.
     """
 
@@ -44,7 +44,7 @@ class Collator:
 
         Args:
             pad_token_id: fills up; never a target, and masked in attention.
-            route_names: dataset names; a row's route is the place of its dataset among them.
+            route_names: a row's number in `routes` is the place of its route among them.
             packing: put several rows of one dataset into one packed row.
             max_length: tokens of a packed row; needed for packing only.
             padding_side: left or right.
@@ -94,7 +94,7 @@ class Collator:
                 position_ids[b, start:end] = np.arange(len(row))
                 target_mask[b, start : end - 1] = row.is_target[1:]
                 start = end
-            routes[b] = self._route(rows[members[0]].dataset)
+            routes[b] = self._route_of[rows[members[0]].route]
         arrays: dict[str, npt.NDArray[np.generic]] = {
             "input_ids": input_ids,
             "attention_mask": (segment_ids >= 0).astype(np.int64),
@@ -105,10 +105,6 @@ class Collator:
         }
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
-    def _route(self, dataset: str) -> int:
-        assert dataset in self._route_of, f"a row of {dataset!r}, and the routes are {self.route_names}"
-        return self._route_of[dataset]
-
     def _bins(self, rows: Sequence[EncodedRow]) -> list[list[int]]:
         """Rows by packed row: best fit decreasing, ties to the earlier row and the earlier bin."""
         assert self.max_length is not None
@@ -117,7 +113,7 @@ class Collator:
         for i in sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i)):
             size = len(rows[i])
             assert size <= self.max_length, f"{rows[i].origin}: {size} tokens for a packed row of {self.max_length}"
-            fits = [b for b in range(len(bins)) if free[b] >= size and rows[bins[b][0]].dataset == rows[i].dataset]
+            fits = [b for b in range(len(bins)) if free[b] >= size and _alike(rows[bins[b][0]], rows[i])]
             if fits:
                 best = min(fits, key=lambda b: (free[b], b))
                 bins[best].append(i)
@@ -127,3 +123,8 @@ class Collator:
                 free.append(self.max_length - size)
         # In the order the rows came, so that a batch reads alike with and without packing.
         return sorted(sorted(members) for members in bins)
+
+
+def _alike(one: EncodedRow, other: EncodedRow) -> bool:
+    """Whether two rows may share a packed row, which has one route."""
+    return (one.dataset, one.route) == (other.dataset, other.route)

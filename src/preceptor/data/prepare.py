@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
@@ -13,7 +13,7 @@ from preceptor.data.chat import Dropped, EncodedRow, encode_rows
 from preceptor.data.rows import Row
 from preceptor.data.split import Announce, SplitRows, counted, split_rows
 from preceptor.data.template import choose_template
-from preceptor.errors import InputError
+from preceptor.errors import InputError, accepted, shown
 
 if TYPE_CHECKING:
     from preceptor.recipe import DatasetSpec, OverlapSpec
@@ -102,7 +102,7 @@ def encode_split(
             if isinstance(result, Dropped):
                 dropped[result.reason] += 1
                 continue
-            encoded.append(result)
+            encoded.append(result if spec.route is None else replace(result, own_route=_route_of(row, spec.route)))
             sources.append(row)
             notes.update(result.notes)
         if rows is split.train:
@@ -124,6 +124,17 @@ def encode_split(
         )
     (train, rows_kept), (holdout, holdout_rows), (test, test_rows) = kept
     return PreparedDataset(split.name, train, holdout, test, rows_kept, holdout_rows, test_rows, dict(dropped))
+
+
+def _route_of(row: Row, column: str) -> str:
+    route = row.extra.get(column)
+    if not isinstance(route, str) or not route:
+        columns = accepted(sorted(row.extra)) if row.extra else "none"
+        raise InputError(
+            f"{row.origin}: the column {column!r}, which gives a row of {row.dataset} its route, is {shown(route)}; "
+            f"write the name of a route there, or change `route` (columns of this row: {columns})"
+        )
+    return route
 
 
 _NOTES = {

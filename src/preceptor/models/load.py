@@ -8,38 +8,24 @@ keep their checkpoint's dtype.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from preceptor.errors import InputError
-from preceptor.models.checkpoint import (
-    ADAPTER_WEIGHTS,
-    Checkpoint,
-    check_model,
-    first_sentence,
-    source_dtype,
-)
-from preceptor.models.headers import read_header
+from preceptor.models.adapters import LOADING_ERRORS, merged, put_adapter
+from preceptor.models.checkpoint import Checkpoint, check_model, first_sentence, source_dtype
 from preceptor.models.quantization import quantization_config
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from transformers import PreTrainedModel
 
     from preceptor.recipe import ModelSpec
 
 __all__ = ["check_model", "load_model", "source_dtype"]
-
-# Loading fails in one of these ways when the files or the settings are wrong. Others are defects and stay
-# visible.
-_LOADING_ERRORS = (ImportError, OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError)
 
 
 def load_model(spec: ModelSpec, *, role: Literal["student", "teacher"]) -> PreTrainedModel:
@@ -79,7 +65,9 @@ def load_model(spec: ModelSpec, *, role: Literal["student", "teacher"]) -> PreTr
     model.config._name_or_path = spec.path
     model.name_or_path = spec.path
     if checkpoint.adapter is not None:
-        model = _with_adapter(model, checkpoint.adapter, str(spec.adapter), merge=role == "student")
+        wrapped = put_adapter(model, checkpoint.adapter, str(spec.adapter))
+        # Without merging, the adapter's layers are inside the base model.
+        model = merged(wrapped) if role == "student" else wrapped.get_base_model()
     if role == "student":
         if spec.dtype is None:
             _upcast(model)
@@ -120,7 +108,7 @@ def _from_pretrained(checkpoint: Checkpoint, options: dict[str, Any], where: str
         raise
     except ImportError as error:
         raise InputError(f"{where}: needs a package that is not installed ({first_sentence(error)})") from error
-    except (*_LOADING_ERRORS, AssertionError) as error:
+    except (*LOADING_ERRORS, AssertionError) as error:
         raise InputError(f"{where}: could not be loaded ({first_sentence(error)})") from error
     except Exception as error:
         # huggingface_hub checks a config's values with an exception that is neither ValueError nor TypeError.
@@ -162,56 +150,3 @@ def _upcast(model: nn.Module) -> None:
     for parameter in model.parameters():
         if type(parameter) is nn.Parameter and parameter.is_floating_point():
             parameter.data = parameter.data.float()
-
-
-def _with_adapter(model: PreTrainedModel, folder: Path, given: str, *, merge: bool) -> PreTrainedModel:
-    """Puts a PEFT adapter into `model`, merged or beside the weights; returns the transformers model."""
-    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
-
-    where = f"adapter {given!r}"
-    stored = set(read_header(folder / ADAPTER_WEIGHTS, where))
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-        if config.is_prompt_learning:
-            raise InputError(
-                f"{where}: is of kind {config.peft_type}, which adds prompt tokens; "
-                "only adapters that change layers (LoRA and its relatives) are accepted"
-            )
-        config.inference_mode = True
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # missing names are an error below
-            wrapped = PeftModel.from_pretrained(model, str(folder), config=config, autocast_adapter_dtype=False)
-    except torch.OutOfMemoryError:
-        raise
-    except InputError:
-        raise
-    except _LOADING_ERRORS as error:
-        raise InputError(
-            f"{where}: does not fit the model {model.name_or_path!r} ({_shape_clash(error)}); "
-            "give the base model it was trained on"
-        ) from error
-    # PEFT only warns when the names differ, and the adapter then does nothing or half of what it should.
-    expected = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
-    wrong = _first(expected - stored) or _first(name for name in stored - expected if "lora" in name)
-    if wrong is not None:
-        whose = "lacks" if wrong in expected else "has"
-        raise InputError(
-            f"{where}: does not fit the model {model.name_or_path!r} (it {whose} {wrong!r}); "
-            "give the base model it was trained on"
-        )
-    if merge:
-        merged: PreTrainedModel = wrapped.merge_and_unload()
-        merged.requires_grad_(True)  # PEFT froze the base weights, which are the student's own now
-        return merged
-    base: PreTrainedModel = wrapped.get_base_model()  # the adapter's layers are inside it
-    return base
-
-
-def _shape_clash(error: BaseException) -> str:
-    """PyTorch's first line names no tensor; the line that does says `size mismatch for …`."""
-    lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
-    return next((line for line in lines if line.startswith("size mismatch")), first_sentence(error))
-
-
-def _first(names: Iterable[str]) -> str | None:
-    return min(names, default=None)

@@ -6,28 +6,32 @@ import torch
 from torch import Tensor, nn
 
 from preceptor.models.taps import AttentionCall, attention_taps, forward_observed
-from preceptor.signals import AttentionScores, Head, Needs, TargetPositions, TokenBatch
+from preceptor.signals import AttentionScores, Head, TargetPositions, TokenBatch, Wanted
 
 
 class Recorder:
-    """An observer that keeps what `needs` names and lets no logits be made."""
+    """An observer that keeps what is wanted and lets no logits be made.
 
-    def __init__(self, targets: TargetPositions, needs: Needs) -> None:
+    `copy_head` is for a sharded model, whose head is whole only during its forward.
+    """
+
+    def __init__(self, targets: TargetPositions, wanted: Wanted, *, copy_head: bool = False) -> None:
         self._targets = targets
-        self._needs = needs
+        self._wanted = wanted
+        self._copy_head = copy_head
         self.hidden_ND: Tensor | None = None
         self.head: Head | None = None
         self.attention: dict[int, AttentionScores] = {}
 
     def at_attention(self, call: AttentionCall, output: Tensor) -> Tensor:
-        if call.layer in self._needs.attention_layers:
+        if call.layer in self._wanted.attention_layers:
             self.attention[call.layer] = scores_of(call, self._targets)
         return output
 
     def at_head(self, head: Head, hidden_BSD: Tensor) -> Tensor:
-        if self._needs.logits:
+        if self._wanted.logits:
             self.hidden_ND = hidden_BSD.flatten(0, 1)[self._targets.flat_N]
-            self.head = head
+            self.head = head.copy() if self._copy_head else head
         return hidden_BSD[..., :1]
 
     def result(self) -> dict[str, Tensor]:
@@ -42,11 +46,11 @@ def scores_of(call: AttentionCall, targets: TargetPositions) -> AttentionScores:
 
 
 @torch.no_grad()
-def record(model: nn.Module, batch: TokenBatch, needs: Needs) -> Recorder:
+def record(model: nn.Module, batch: TokenBatch, wanted: Wanted, *, copy_head: bool = False) -> Recorder:
     """One forward of an unwrapped transformers or PEFT model on `batch`, recorded."""
-    recorder = Recorder(batch.targets, needs)
+    recorder = Recorder(batch.targets, wanted, copy_head=copy_head)
     with attention_taps():
         forward_observed(model, model, batch.model_inputs(), recorder)
-    missing = sorted(set(needs.attention_layers) - set(recorder.attention))
+    missing = sorted(set(wanted.attention_layers) - set(recorder.attention))
     assert not missing, f"layers {missing} were not tapped; Objective.prepare checks this before training"
     return recorder

@@ -44,7 +44,9 @@ def save_model(
     weights = _cast(model, state_dict if state_dict is not None else model.state_dict(), dtype)
     with quiet_transformers():
         _forget_invalid_generation_settings(model)
-        model.save_pretrained(str(aside), state_dict=weights)
+        # A student may carry its teachers' adapters beside its own.
+        own = {"selected_adapters": ["default"]} if isinstance(model, _peft_model()) else {}
+        model.save_pretrained(str(aside), state_dict=weights, **own)
         if tokenizer is not None:
             tokenizer.save_pretrained(str(aside))
     config_file = aside / "config.json"
@@ -56,6 +58,12 @@ def save_model(
     if card is not None:
         (aside / "README.md").write_text(card, encoding="utf-8")
     publish_directory(aside, directory)
+
+
+def _peft_model() -> type:
+    from peft import PeftModel
+
+    return PeftModel  # type: ignore[no-any-return]
 
 
 def _cast(

@@ -33,7 +33,7 @@ class StudentObserver:
         signal: Signal,
         *,
         head_terms: Sequence[HeadTerm],
-        links: Mapping[int, LayerLink],
+        links: Mapping[str, Mapping[int, LayerLink]],
         covers_TK: Tensor,
         weight_T: Tensor,
         vocabulary: int | None,
@@ -45,6 +45,7 @@ class StudentObserver:
         self.taught = bool(signal.parts)
         self.head_terms = head_terms
         self.links = links
+        self.layers = {layer for each in links.values() for layer in each}
         self.vocabulary = vocabulary
         # What branches on weights is read off before they go to the device, where each look would wait for it.
         weight_TK = covers_TK * weight_T[:, None]
@@ -67,25 +68,27 @@ class StudentObserver:
     # --- attention layers -------------------------------------------------------------------------------------
 
     def at_attention(self, call: AttentionCall, output: Tensor) -> Tensor:
-        link = self.links.get(call.layer)
-        if link is None or not self.taught:
+        if call.layer not in self.layers or not self.taught:
             return output
         # A second call is gradient checkpointing's recomputation: value and gradients are already there.
         if call.layer not in self._seen:
             self._seen.add(call.layer)
-            self._attention_value(call, link)
+            self._attention_value(call)
         if not self.attends:
             return output
         injected: Tensor = _InjectGradient.apply(output, call.q_BHSD, call.k_BGSD, self, call.layer)
         return injected
 
     @torch.no_grad()
-    def _attention_value(self, call: AttentionCall, link: LayerLink) -> None:
-        share = 1.0 / (call.q_BHSD.shape[1] * len(self.links))
+    def _attention_value(self, call: AttentionCall) -> None:
         scores = scores_of(call, self.batch.targets)
-        weight_B = self.route_weight_TK[-1][self.batch.routes] * share
         grads = []
         for part, here in self.taught_rows:
+            link = self.links[part.teacher].get(call.layer)
+            if link is None or not part.attention:  # rows whose route the term leaves out
+                continue
+            share = part.weight / (call.q_BHSD.shape[1] * len(self.links[part.teacher]))
+            weight_B = self.route_weight_TK[-1][self.batch.routes] * share
             ours = scores.of_rows(part.rows, here.targets.position_BR.shape[1])
             weight_BR = here.targets.valid_BR * (weight_B if part.rows is None else weight_B[part.rows])[:, None]
             teacher = part.attention[link.teacher_layer]
@@ -113,8 +116,8 @@ class StudentObserver:
     def at_head(self, head: Head, hidden_BSD: Tensor) -> Tensor:
         targets = self.batch.targets
         attention = torch.zeros((), dtype=torch.float64, device=hidden_BSD.device)
-        if self.links and self.taught:
-            missing = sorted(set(self.links) - self._seen)
+        if self.layers and self.taught:
+            missing = sorted(self.layers - self._seen)
             if missing:
                 raise RuntimeError(
                     f"attention layers {missing} were not tapped; call the objective inside "
@@ -160,51 +163,69 @@ class _Chunks:
         self.vocabulary = observer.vocabulary
         self.weight_TK = observer.route_weight_TK
         self.uniform = observer.uniform
-        self.spans: list[tuple[int, int, Part]] = []
+        self.covers_TK = observer.covers_TK
+        # Target positions of each part; those of rows that no teacher was asked about come last.
+        self.spans: list[tuple[int, int, Part | None]] = []
         start = 0
         for part in observer.signal.parts:
             if part.hidden_ND is not None:
                 self.spans.append((start, start + len(part.hidden_ND), part))
                 start += len(part.hidden_ND)
-        if any(term.needs_teacher for term in self.terms):
-            assert start == len(label_N), f"teachers cover {start} of {len(label_N)} target positions"
+        if start < len(label_N):
+            self.spans.append((start, len(label_N), None))
+            self._check_untaught(route_N[start:])
+
+    def _check_untaught(self, route_n: Tensor) -> None:
+        for t, term in enumerate(self.terms):
+            if term.needs_teacher and bool(self.covers_TK[t][route_n].any()):
+                raise RuntimeError(f"{term.name}: {len(route_n)} target positions came without what their teacher says")
 
     def __call__(self, logits_nV: Tensor, rows: slice, wants_grad: bool) -> tuple[Tensor, Tensor | None]:
-        pieces = [(rows, logits_nV, None)] if not self.spans else self._pieces(logits_nV, rows)
-        values, grads = zip(*(self._evaluate(*piece, wants_grad) for piece in pieces), strict=True)
-        if len(pieces) == 1:
-            return values[0], grads[0]
-        return torch.cat(values, 1), None if grads[0] is None else torch.cat(grads)
+        # Cut where the teacher changes.
+        found = [
+            self._piece(logits_nV, rows, max(first, rows.start), min(last, rows.stop), first, part, wants_grad)
+            for first, last, part in self.spans
+            if first < rows.stop and last > rows.start
+        ]
+        if len(found) == 1:
+            return found[0]
+        values, grads = zip(*found, strict=True)
+        if all(grad is None for grad in grads):
+            return torch.cat(values, 1), None
+        width = logits_nV.shape[1]
+        none = [logits_nV.new_zeros(value.shape[1], width) if g is None else g for value, g in zip(values, grads)]
+        return torch.cat(values, 1), torch.cat(none)
 
-    def _pieces(self, logits_nV: Tensor, rows: slice) -> list[tuple[slice, Tensor, Tensor | None]]:
-        """Cut a chunk where the teacher changes."""
-        pieces: list[tuple[slice, Tensor, Tensor | None]] = []
-        for first, last, part in self.spans:
-            start, stop = max(first, rows.start), min(last, rows.stop)
-            if start < stop:
-                assert part.head is not None
-                assert part.hidden_ND is not None
-                tokens = min(logits_nV.shape[1], len(part.head.weight_VD), self.vocabulary or logits_nV.shape[1])
-                teacher_nV = part.head.first(tokens).logits(part.hidden_ND[start - first : stop - first])
-                ours_nV = logits_nV[start - rows.start : stop - rows.start]
-                pieces.append((slice(start, stop), ours_nV, teacher_nV.to(ours_nV.dtype)))
-        return pieces
+    def _piece(
+        self, logits_nV: Tensor, rows: slice, start: int, stop: int, first: int, part: Part | None, wants_grad: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        ours_nV, span = logits_nV[start - rows.start : stop - rows.start], slice(start, stop)
+        if part is None:
+            return self._evaluate(span, ours_nV, None, 1.0, wants_grad)
+        assert part.head is not None
+        assert part.hidden_ND is not None
+        tokens = min(logits_nV.shape[1], len(part.head.weight_VD), self.vocabulary or logits_nV.shape[1])
+        teacher_nV = part.head.first(tokens).logits(part.hidden_ND[start - first : stop - first])
+        return self._evaluate(span, ours_nV, teacher_nV.to(ours_nV.dtype), part.weight, wants_grad)
 
     def _evaluate(
-        self, rows: slice, logits_nV: Tensor, teacher_nV: Tensor | None, wants_grad: bool
+        self, rows: slice, logits_nV: Tensor, teacher_nV: Tensor | None, share: float, wants_grad: bool
     ) -> tuple[Tensor, Tensor | None]:
         chunk = HeadChunk(logits_nV, self.label_N[rows], teacher_nV)
         values, total = [], None
         for t, term in enumerate(self.terms):
+            if term.needs_teacher and teacher_nV is None:
+                values.append(logits_nV.new_zeros(len(logits_nV)))
+                continue
             value_n, grad_nV = term.evaluate(chunk, wants_grad and self.minimised[t])
-            values.append(value_n)
+            values.append(value_n if share == 1.0 else value_n * share)
             if grad_nV is None:
                 continue
             weight = self.uniform[t]
             if weight is None:
-                grad_nV.mul_(self.weight_TK[t][self.route_N[rows], None])
-            elif weight != 1.0:
-                grad_nV.mul_(weight)
+                grad_nV.mul_(self.weight_TK[t][self.route_N[rows], None] * share)
+            elif weight * share != 1.0:
+                grad_nV.mul_(weight * share)
             if grad_nV.shape[1] < logits_nV.shape[1]:
                 grad_nV = torch.nn.functional.pad(grad_nV, (0, logits_nV.shape[1] - grad_nV.shape[1]))
             total = grad_nV if total is None else total.add_(grad_nV)
@@ -212,10 +233,18 @@ class _Chunks:
 
 
 def _by_part(parts: Sequence[Part], count: int, device: torch.device) -> Tensor:
-    """The order of target positions in which each part's are together."""
-    if not parts or parts[0].targets is None:
-        return torch.arange(count, device=device)
-    return torch.cat([part.targets for part in parts if part.targets is not None])
+    """The order of target positions in which each part's are together, and those of no part last.
+
+    A position that several parts cover is there several times.
+    """
+    everything = torch.arange(count, device=device)
+    taught = [everything if part.targets is None else part.targets for part in parts if part.hidden_ND is not None]
+    if not taught:
+        return everything
+    ordered = torch.cat(taught)
+    rest = torch.ones(count, dtype=torch.bool, device=device)
+    rest[ordered] = False
+    return torch.cat([ordered, rest.nonzero().squeeze(1)])
 
 
 def _merge(grads: Sequence[tuple[Tensor | None, Any, Any]], scores: AttentionScores) -> tuple[Tensor, Tensor]:
@@ -223,9 +252,10 @@ def _merge(grads: Sequence[tuple[Tensor | None, Any, Any]], scores: AttentionSco
     if len(grads) == 1 and grads[0][0] is None:
         return grads[0][1], grads[0][2]
     dq_BHRD, dk_BGSD = torch.zeros_like(scores.q_BHRD), torch.zeros_like(scores.k_BGSD)
-    for rows, dq, dk in grads:
-        dq_BHRD[rows, :, : dq.shape[2]] = dq
-        dk_BGSD[rows] = dk
+    for rows, dq, dk in grads:  # rows that several teachers cover add up
+        mine = slice(None) if rows is None else rows
+        dq_BHRD[mine, :, : dq.shape[2]] += dq
+        dk_BGSD[mine] += dk
     return dq_BHRD, dk_BGSD
 
 

@@ -67,7 +67,7 @@ class Objective:
         self.terms = tuple(sorted(terms, key=lambda term: isinstance(term, Attention)))
         self.route_names = tuple(route_names)
         self.vocabulary = vocabulary
-        self.links: dict[int, LayerLink] = {}
+        self.links: dict[str, dict[int, LayerLink]] = {}
         twice = [name for name, count in Counter(self.names).items() if count > 1]
         if twice:
             raise InputError(f"objective: two terms are {twice[0]}; give one, or different routes")
@@ -111,10 +111,18 @@ class Objective:
     @property
     def needs(self) -> Needs:
         """What to ask a teacher for."""
+        taught = [term for term in self.head_terms if term.needs_teacher]
         return Needs(
-            logits=any(term.needs_teacher for term in self.head_terms),
-            attention_layers=tuple(sorted({link.teacher_layer for link in self.links.values()})),
+            logits=frozenset().union(*(self._routes_of(term) for term in taught)),
+            attention=frozenset() if self.attention is None else self._routes_of(self.attention),
+            layers={
+                teacher: tuple(sorted({link.teacher_layer for link in links.values()}))
+                for teacher, links in self.links.items()
+            },
         )
+
+    def _routes_of(self, term: Term) -> frozenset[int]:
+        return frozenset(i for i, name in enumerate(self.route_names) if term.routes is None or name in term.routes)
 
     def prepare(
         self, student: nn.Module, teacher: Teacher | None = None, calibration: Iterable[TokenBatch] = ()
@@ -131,9 +139,12 @@ class Objective:
         if teacher is None:
             kinds = sorted({term.name for term in self.terms if term.needs_teacher})
             raise InputError(f"objective: {' and '.join(kinds)} follow a teacher, and none was given; name one")
+        followed = [self._routes_of(term) for term in self.terms if term.needs_teacher]
+        teacher.check_routes(self.route_names, frozenset().union(*followed))
         if self.attention is not None:
             shapes = tapped_layers(student, name="student")
-            self.links = link_layers(self.attention, student, shapes, teacher, calibration)
+            routes = self._routes_of(self.attention)
+            self.links = link_layers(self.attention, student, shapes, teacher, calibration, routes)
 
     @contextmanager
     def listening(self) -> Iterator[None]:

@@ -8,37 +8,43 @@ from __future__ import annotations
 
 from preceptor.recipe.data import DatasetSpec, OverlapSpec
 from preceptor.recipe.load import load_recipe, parse_recipe
+from preceptor.recipe.making import ComposeStage, InitStage, MergeStage, TrainTokenizerSpec
 from preceptor.recipe.models import LoraSpec, ModelSpec
-from preceptor.recipe.objective import AttentionSpec, LogitsSpec, NextTokenSpec, Term, TermSpec
+from preceptor.recipe.objective import (
+    AttentionSpec,
+    LogitsSpec,
+    NextTokenSpec,
+    RouterBalanceSpec,
+    Term,
+    TermSpec,
+)
 from preceptor.recipe.paths import expand, local_path
 from preceptor.recipe.recipe import Recipe
-from preceptor.recipe.stages import (
-    OWNED_TRAINING_KEYS,
-    DistillStage,
-    GenerateStage,
-    InitStage,
-    SftStage,
-    Stage,
-    TrainingStage,
-    TrainTokenizerSpec,
-    datasets_of,
-    models_of,
-)
+from preceptor.recipe.routes import RoutesSpec, ShareSpec
+from preceptor.recipe.stages import Stage, datasets_of, models_of
+from preceptor.recipe.training import OWNED_TRAINING_KEYS, DistillStage, SftStage, TrainingStage
+from preceptor.recipe.using import EvaluateStage, GenerateStage
 
 __all__ = [
     "OWNED_TRAINING_KEYS",
     "AttentionSpec",
+    "ComposeStage",
     "DatasetSpec",
     "DistillStage",
+    "EvaluateStage",
     "GenerateStage",
     "InitStage",
     "LogitsSpec",
     "LoraSpec",
+    "MergeStage",
     "ModelSpec",
     "NextTokenSpec",
     "OverlapSpec",
     "Recipe",
+    "RouterBalanceSpec",
+    "RoutesSpec",
     "SftStage",
+    "ShareSpec",
     "Stage",
     "Term",
     "TermSpec",

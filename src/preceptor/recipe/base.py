@@ -19,6 +19,9 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 NAME_RULE = "a name of letters, digits, '_', '-' and '.', not beginning with '.' or '-', at most 100 long"
 STAGE_PREFIX = "stage:"
 
+KeyPath = tuple[str | int, ...]
+"""Keys and list positions from the top of a recipe, or of one of its parts."""
+
 
 class Spec(BaseModel):
     """A frozen part of a recipe; unknown keys and values of another type (`"16"` for 16) are errors."""

@@ -6,20 +6,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from preceptor.errors import InputError, did_you_mean
-from preceptor.recipe.base import NAME, NAME_RULE, STAGE_PREFIX, one_or_many, stage_of
+from preceptor.recipe.base import NAME, NAME_RULE, STAGE_PREFIX, KeyPath, one_or_many, stage_of
 from preceptor.recipe.data import DatasetSpec, OverlapSpec
+from preceptor.recipe.making import InitStage
+from preceptor.recipe.objective import TAUGHT
 from preceptor.recipe.paths import expand
-from preceptor.recipe.stages import (
-    OWNED_TRAINING_KEYS,
-    DistillStage,
-    GenerateStage,
-    InitStage,
-    SftStage,
-    Stage,
-    datasets_of,
-    models_of,
-)
-from preceptor.recipe.yaml_text import KeyPath
+from preceptor.recipe.routes import RoutesSpec
+from preceptor.recipe.stages import Stage, datasets_of, models_of
+from preceptor.recipe.training import OWNED_TRAINING_KEYS, DistillStage, SftStage
+from preceptor.recipe.using import EvaluateStage, GenerateStage
 
 Problem = tuple[KeyPath, str]
 RESERVED_NAMES = ("recipe.yaml",)
@@ -70,24 +65,32 @@ def _check_stage(
 ) -> Iterator[Problem]:
     path: KeyPath = ("stages", name)
     for key, model in models_of(stage).items():
-        yield from _check_reference((*path, key), model.path, stages, "a model", name)
+        yield from _check_reference((*path, *key), model.path, stages, "a model", name)
         if model.adapter is not None:
-            yield from _check_reference((*path, key, "adapter"), model.adapter, stages, "an adapter", name)
+            yield from _check_reference((*path, *key, "adapter"), model.adapter, stages, "an adapter", name)
             if _lora_of(model.path, stages):
                 yield (
-                    (*path, key),
+                    (*path, *key),
                     (
                         f"has an adapter on {model.path!r}, which is an adapter itself; "
                         "take a stage without lora, or leave `adapter` out"
                     ),
                 )
-    for key, names in datasets_of(stage).items():
+    for place, names in datasets_of(stage).items():
         for used in names:
-            yield from _check_used_dataset((*path, *key.split(".")), used, name, datasets, stages)
+            yield from _check_used_dataset((*path, *place.split(".")), used, name, datasets, stages)
     if isinstance(stage, InitStage) and stage.chat_template not in (None, "default"):
         yield from _check_variables((*path, "chat_template"), str(stage.chat_template))
     if isinstance(stage, SftStage | DistillStage):
         yield from _check_training(path, stage, datasets, stages)
+    if isinstance(stage, EvaluateStage):
+        for used in stage.on:
+            dataset = datasets.get(used)
+            if stage_of(used) or (dataset is not None and not dataset.holdout and dataset.test is None):
+                yield (
+                    (*path, "on"),
+                    f"names {used!r}, which keeps no rows to score; give that dataset a `holdout` or a `test` file",
+                )
     if isinstance(stage, GenerateStage) and isinstance(stage.prompts, str):
         source = datasets.get(stage.prompts)
         if source is not None and source.targets == "all":
@@ -116,15 +119,15 @@ def _check_training(
             f"is {strategy!r}, but no dataset of the stage keeps rows to evaluate on; give one of "
             f"{', '.join(stage.dataset_names)} a `holdout`, or write eval_strategy: no",
         )
+    routes = _routes_of(stage, datasets)
     for index, term in enumerate(stage.objective):
         for route in term.routes or ():
-            if route not in stage.dataset_names:
-                yield (
-                    (*path, "objective", index, "routes"),
-                    _unknown(route, stage.dataset_names, "dataset of this stage"),
-                )
+            if routes is not None and route not in routes:
+                yield (*path, "objective", index, "routes"), _unknown(route, routes, "route of this stage")
+    if isinstance(stage, DistillStage) and isinstance(stage.teacher, RoutesSpec):
+        yield from _check_routes((*path, "teacher"), stage, stage.teacher, routes)
     key = "model" if isinstance(stage, SftStage) else "student"
-    student = models_of(stage)[key]
+    student = models_of(stage)[key,]
     if student.quantization is not None and stage.lora is None:
         yield (
             (*path, key, "quantization"),
@@ -141,6 +144,40 @@ def _check_training(
                 "is then merged and the whole model trained), or train on the base model"
             ),
         )
+
+
+def _routes_of(stage: SftStage | DistillStage, datasets: Mapping[str, DatasetSpec | None]) -> list[str] | None:
+    """The routes of a stage's rows; None where a column decides, which only the data can tell."""
+    specs = [datasets.get(name) for name in stage.dataset_names]
+    return None if any(spec is not None and spec.route is not None for spec in specs) else stage.dataset_names
+
+
+def _check_routes(
+    path: KeyPath, stage: DistillStage, teacher: RoutesSpec, routes: list[str] | None
+) -> Iterator[Problem]:
+    taught = [term for term in stage.objective if term.kind in TAUGHT]
+    if not taught:
+        yield path, "is followed by no term; add one to `objective`, such as {kind: logits}"
+    if routes is None or not taught:
+        return
+    followed = [route for route in routes if any(term.routes is None or route in term.routes for term in taught)]
+    for route in teacher.routes:
+        if route not in routes:
+            yield (*path, "routes", route), f"is a route without rows: it {_no(route, routes, 'dataset of this stage')}"
+        elif route not in followed:
+            yield (
+                (*path, "routes", route),
+                "is used by no term: those that follow a teacher leave the route out; remove it here, or name it there",
+            )
+    for route in followed:
+        if route not in teacher.routes and teacher.default is None:
+            yield (
+                (*path, "routes"),
+                f"has no teacher for {route}, whose rows a term follows; add {route}: MODEL or a `default` teacher, or "
+                "give the terms `routes` without it",
+            )
+    if teacher.default is not None and all(route in teacher.routes for route in followed):
+        yield (*path, "default"), "is used by no row: every route has a teacher of its own; remove it"
 
 
 def _may_hold_out(name: str, datasets: Mapping[str, DatasetSpec | None]) -> bool:
@@ -188,7 +225,9 @@ def _check_source(
         return
     stage = stages[source]
     if stage is not None:
-        gives = "rows" if isinstance(stage, GenerateStage) else "a model"
+        gives = "a model"
+        if isinstance(stage, GenerateStage | EvaluateStage):
+            gives = "rows" if isinstance(stage, GenerateStage) else "scores"
         if isinstance(stage, SftStage | DistillStage) and stage.lora is not None and want == "an adapter":
             gives = "an adapter"
         if gives != want:

@@ -31,10 +31,14 @@ class DatasetSpec(Spec):
     """Separate evaluation rows."""
     where: dict[str, Any] = Field(default_factory=dict)
     """Keep only rows whose column equals the value (or one of a list of values)."""
+    route: Text | None = None
+    """The column whose value is a row's route; None: the dataset's name is the route of all its rows."""
     role: Annotated[Literal["domain", "general"], choice("domain", "general")] | None = None
     """What reports and stage 2 take the dataset for."""
     max_length: Whole2 | None = None
     """Tokens per row after templating, where it differs from the stage's."""
+    metric: Annotated[Literal["exact", "accuracy", "rougeL"], choice("exact", "accuracy", "rougeL")] | None = None
+    """How answers to rows are scored that have no `metric` column of their own; None: by likelihood alone."""
     targets: Annotated[Literal["assistant", "all"], choice("assistant", "all")] | None = None
     """Which tokens are targets; None means `assistant`, or `all` for plain text rows."""
     allow_drops: bool = False

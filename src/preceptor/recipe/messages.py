@@ -10,16 +10,12 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from preceptor.errors import accepted, did_you_mean, shown
-from preceptor.recipe.objective import AttentionSpec, LogitsSpec, NextTokenSpec
+from preceptor.recipe.base import KeyPath
+from preceptor.recipe.objective import TERMS
 from preceptor.recipe.overrides import Applied
 from preceptor.recipe.stages import KINDS
-from preceptor.recipe.yaml_text import KeyPath, Lines
+from preceptor.recipe.yaml_text import Lines
 
-_TERMS: dict[str, type[BaseModel]] = {
-    "next_token": NextTokenSpec,
-    "logits": LogitsSpec,
-    "attention": AttentionSpec,
-}
 _TYPES = {
     "bool_type": "true or false",
     "string_type": "text",
@@ -67,7 +63,7 @@ def sentence_for(error: ErrorDetails, raw: Any, root: type[BaseModel], source: S
         hint = did_you_mean(path[-1], keys)
         return source.sentence(path, f"is not a key that exists here{hint}; accepted are {accepted(keys)}")
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        kinds = list(_TERMS if "objective" in path else KINDS)
+        kinds = list(TERMS if "objective" in path else KINDS)
         if kind == "union_tag_not_found" or not isinstance(given, Mapping):
             what = f"is {shown(given)}; write a mapping with kind: {accepted(kinds)}"
             if isinstance(given, Mapping):
@@ -121,7 +117,7 @@ def _keys_of(path: KeyPath, raw: Any, root: type[BaseModel]) -> list[str]:
         if path[:1] == ("stages",) and index == 1:
             spec = KINDS.get(str(here.get("kind"))) if isinstance(here, dict) else None
         elif len(path) > 2 and path[2] == "objective" and index == 3:
-            spec = _TERMS.get(str(here.get("kind"))) if isinstance(here, dict) else None
+            spec = TERMS.get(str(here.get("kind"))) if isinstance(here, dict) else None
         elif spec is not None and isinstance(step, str) and index != 0:
             spec = _spec_in(spec, step)
         elif index == 0 and path[0] == "overlap":

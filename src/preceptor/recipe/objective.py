@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator
 
@@ -66,4 +66,20 @@ class AttentionSpec(TermSpec):
     """Rows on which an assignment of heads or layers is measured."""
 
 
-Term = Annotated[NextTokenSpec | LogitsSpec | AttentionSpec, Field(discriminator="kind")]
+class RouterBalanceSpec(Spec):
+    """Load balancing of a mixture of experts (arXiv 2101.03961, equation 4), over all its tokens."""
+
+    kind: Literal["router_balance"] = "router_balance"
+    weight: NotNegative = 0.01
+    routes: ClassVar[None] = None
+
+
+Term = Annotated[NextTokenSpec | LogitsSpec | AttentionSpec | RouterBalanceSpec, Field(discriminator="kind")]
+TERMS: dict[str, type[Spec]] = {
+    "next_token": NextTokenSpec,
+    "logits": LogitsSpec,
+    "attention": AttentionSpec,
+    "router_balance": RouterBalanceSpec,
+}
+TAUGHT = ("logits", "attention")
+"""Kinds of terms that follow a teacher."""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from preceptor.errors import InputError, InputErrors, did_you_mean
-from preceptor.recipe.yaml_text import KeyPath, parse_yaml
+from preceptor.recipe.base import KeyPath
+from preceptor.recipe.yaml_text import parse_yaml
 
 Applied = dict[KeyPath, str]
 

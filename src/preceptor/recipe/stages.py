@@ -1,244 +1,53 @@
-"""Specs of the stages, told apart by `kind`."""
+"""The kinds of stages, and what a stage of any kind reads."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, model_validator
+from pydantic import Field
 
-from preceptor.errors import accepted
-from preceptor.recipe.base import (
-    Spec,
-    Text,
-    TextOrList,
-    Whole1,
-    Whole2,
-    broken_rule,
-    choice,
-    one_or_many,
-    real,
-    wanted,
-)
-from preceptor.recipe.models import DTYPES, LoraSpec, Model, ModelSpec
-from preceptor.recipe.objective import AttentionSpec, LogitsSpec, NextTokenSpec, Term
+from preceptor.recipe.base import KeyPath, Spec, one_or_many
+from preceptor.recipe.making import ComposeStage, InitStage, MergeStage, TrainTokenizerSpec
+from preceptor.recipe.models import ModelSpec
+from preceptor.recipe.training import DistillStage, SftStage
+from preceptor.recipe.using import EvaluateStage, GenerateStage
 
-# Keys of transformers.TrainingArguments that we set ourselves, and what to write instead.
-OWNED_TRAINING_KEYS = {
-    "output_dir": "results go to runs_dir/name/stage, so use `runs_dir` and `name` of the recipe",
-    "seed": "use `seed` of the recipe",
-    "data_seed": "use `seed` of the recipe",
-    "resume_from_checkpoint": "a run resumes by itself, and `--redo STAGE` starts a stage over",
-    "gradient_accumulation_steps": "use `rows_per_step` of the stage, from which it follows",
-    "remove_unused_columns": "use `columns` and `where` of the dataset",
-    "label_names": "use `targets` of the dataset",
-    "label_smoothing_factor": "use `objective` of the stage",
-    "average_tokens_across_devices": "every step is divided by its global number of targets already",
-    "accelerator_config": "use `rows_per_step` and `data` of the stage",
-    "prediction_loss_only": "evaluation uses the `objective` of the stage and gathers no logits",
-    "push_to_hub": "upload the finished model with the `hf` command",
-    "auto_find_batch_size": "use `per_device_train_batch_size`, which has to divide `rows_per_step`",
-    "save_only_model": "use `save_total_limit`, since a stopped run goes on from whole checkpoints only",
-    "train_sampling_strategy": "use `data` and `by` of the stage, from which the order of its rows follows",
-}
-DEFAULT_BATCH = 8
-"""What transformers.TrainingArguments takes where `per_device_train_batch_size` is left out."""
-
-
-def _training(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise wanted("a mapping of transformers.TrainingArguments keys")
-    return value
-
-
-class TrainTokenizerSpec(Spec):
-    """A tokenizer trained on the training rows of named datasets (held-out rows are not seen)."""
-
-    kind: Annotated[Literal["bpe", "characters"], choice("bpe", "characters")] = "bpe"
-    train_on: TextOrList
-    vocab_size: Whole2
-    """Upper bound, special tokens included."""
-
-
-def _config(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict) or not isinstance(value.get("model_type"), str):
-        raise wanted("a mapping of transformers config keys with at least `model_type: NAME`")
-    return value
-
-
-def _tokenizer(value: Any) -> Any:
-    if value is None or isinstance(value, str | dict | TrainTokenizerSpec):
-        return value
-    raise wanted("a folder, a Hub id, `stage:NAME`, or {train_on: DATASET, vocab_size: N}")
-
-
-class InitStage(Spec):
-    """A model with random weights from a config block and the recipe's seed."""
-
-    kind: Literal["init"]
-    config: Annotated[dict[str, Any], PlainValidator(_config)]
-    tokenizer: Annotated[Text | TrainTokenizerSpec | None, BeforeValidator(_tokenizer)] = None
-    chat_template: Text | None = None
-    """Path of a Jinja file, or `default`; None keeps the tokenizer's own."""
-    dtype: Annotated[Literal["float32", "bfloat16", "float16", "float64"], choice(*DTYPES[1:])] = "float32"
-    """Type in which the weights are saved."""
-
-
-def _data(value: Any) -> str | dict[str, float]:
-    if isinstance(value, str) and value.strip():
-        return value
-    if not isinstance(value, dict) or not value:
-        raise wanted("a dataset's name, or shares such as {shop: 0.1, general: 0.9}")
-    for name, share in value.items():
-        if type(share) not in (int, float) or not 0 < share <= 1:
-            raise broken_rule(f"the share of {name} is {share!r}; write a number above 0 and at most 1")
-    total = sum(value.values())
-    if abs(total - 1) > 1e-6:
-        raise broken_rule(f"the shares sum to {total:g}; change them so that they sum to 1")
-    return {name: float(share) for name, share in value.items()}
-
-
-class TrainingStage(Spec):
-    """What `sft` and `distill` share."""
-
-    data: Annotated[str | dict[str, float], PlainValidator(_data)]
-    """A dataset, or shares of several that sum to 1."""
-    by: Annotated[Literal["rows", "targets"], choice("rows", "targets")] = "rows"
-    """What the shares are shares of."""
-    rows: Whole1 | None = None
-    """Rows per epoch; None is the most at which no dataset repeats."""
-    rows_per_step: Whole1 = 16
-    """Rows per optimiser step, over all devices; gradient accumulation follows from it."""
-    max_length: Whole2 = 2048
-    """Tokens per row after templating; longer rows are cut, rows left without targets dropped."""
-    packing: bool = False
-    """Several rows of one dataset share one padded row; changes the padding, not the results."""
-    objective: list[Term] = Field(default_factory=list)
-    """Terms whose weighted sum is minimised."""
-    lora: LoraSpec | None = None
-    """Trains a low-rank adapter instead of the whole model; the result is `adapter/`."""
-    training: Annotated[dict[str, Any], PlainValidator(_training)] = Field(default_factory=dict)
-    """Keys of transformers.TrainingArguments."""
-
-    @model_validator(mode="after")
-    def _whole_accumulation(self) -> TrainingStage:
-        batch = self.training.get("per_device_train_batch_size", DEFAULT_BATCH)
-        if type(batch) is not int or batch < 1:
-            raise broken_rule(f"training.per_device_train_batch_size is {batch!r}; write a whole number of at least 1")
-        if self.rows_per_step % batch:
-            default = "" if "per_device_train_batch_size" in self.training else " (its default)"
-            raise broken_rule(
-                f"rows_per_step is {self.rows_per_step}, which is not a multiple of "
-                f"training.per_device_train_batch_size = {batch}{default}; change one of them"
-            )
-        return self
-
-    @property
-    def dataset_names(self) -> list[str]:
-        """Names of the datasets it trains on; `stage:NAME` stands for itself."""
-        return one_or_many(self.data)
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """Share of each dataset."""
-        return {self.data: 1.0} if isinstance(self.data, str) else dict(self.data)
-
-
-def _sound(terms: list[Any]) -> list[Any]:
-    for index, term in enumerate(terms):
-        alike = [other for other in terms[:index] if other.kind == term.kind]
-        if alike and term.kind == "attention":
-            raise broken_rule("has two attention terms; keep one of them")
-        if any(set(term.routes or ()) == set(other.routes or ()) for other in alike):
-            raise broken_rule(
-                f"has two {term.kind} terms for the same rows; keep one of them, or give them different `routes`"
-            )
-    if not any(term.weight > 0 for term in terms):
-        raise broken_rule("has no term with a weight above 0; list at least one, such as [{kind: logits}]")
-    return terms
-
-
-def _next_token_only(terms: list[Any]) -> list[Any]:
-    other = [term.kind for term in terms if term.kind != "next_token"]
-    if other:
-        raise broken_rule(
-            f"an sft stage has no teacher, so its objective holds next_token only, not {accepted(other)}; "
-            "use kind: distill for the others"
-        )
-    return _sound(terms)
-
-
-class SftStage(TrainingStage):
-    """Training on the data's own answers, without a teacher."""
-
-    kind: Literal["sft"]
-    model: Model
-    objective: Annotated[list[Term], AfterValidator(_next_token_only)] = Field(
-        default_factory=lambda: list[Term]([NextTokenSpec()])
-    )
-
-
-class DistillStage(TrainingStage):
-    """Training against a teacher."""
-
-    kind: Literal["distill"]
-    student: Model
-    teacher: Model
-    objective: Annotated[list[Term], AfterValidator(_sound)] = Field(default_factory=lambda: list[Term]([LogitsSpec()]))
-    lambda_: Annotated[float, real(0.0, 1.0)] | None = Field(default=None, alias="lambda")
-    """λ of the paper: stands for next_token with weight 1-λ and logits and attention with weight λ each.
-
-    Loading writes it out into `objective`, so two spellings of one objective have one identity.
-    """
-
-    @model_validator(mode="before")
-    @classmethod
-    def _write_out_lambda(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or value.get("lambda") is None:
-            return value
-        if "objective" in value:
-            raise broken_rule("has both `lambda` and `objective`; keep one of them")
-        share = value["lambda"]
-        if type(share) not in (int, float) or not 0 <= share <= 1:
-            return value  # the field's own check words the error
-        terms = [(NextTokenSpec, round(1 - share, 12)), (LogitsSpec, share), (AttentionSpec, share)]
-        objective = [spec(weight=weight) for spec, weight in terms if weight > 0]
-        return {**{key: item for key, item in value.items() if key != "lambda"}, "objective": objective}
-
-
-class GenerateStage(Spec):
-    """A model writes rows: answers to a dataset's prompts, or text from the beginning-of-sequence token."""
-
-    kind: Literal["generate"]
-    model: Model
-    prompts: Text | None = None
-    """A dataset whose prompts are answered; None writes from the beginning of a sequence."""
-    rows: Whole1
-    """How many rows to write."""
-    max_new_tokens: Whole1 = 256
-    temperature: Annotated[float, real(0.0)] = 1.0
-    """0 takes the most probable token each time."""
-    top_p: Annotated[float, real(0.0, 1.0, above=True)] = 1.0
-    batch_size: Whole1 = 32
-    """Rows written at once; changes speed and memory only."""
-
-
-Stage = Annotated[InitStage | SftStage | DistillStage | GenerateStage, Field(discriminator="kind")]
+Stage = Annotated[
+    InitStage | ComposeStage | MergeStage | SftStage | DistillStage | GenerateStage | EvaluateStage,
+    Field(discriminator="kind"),
+]
 KINDS: dict[str, type[Spec]] = {
     "init": InitStage,
+    "compose": ComposeStage,
+    "merge": MergeStage,
     "sft": SftStage,
     "distill": DistillStage,
     "generate": GenerateStage,
+    "evaluate": EvaluateStage,
 }
 
 
-def models_of(stage: Stage) -> dict[str, ModelSpec]:
-    """The models a stage reads, by the key that names them."""
+def models_of(stage: Stage) -> dict[KeyPath, ModelSpec]:
+    """The models a stage reads, by their key paths inside it."""
     if isinstance(stage, DistillStage):
-        return {"student": stage.student, "teacher": stage.teacher}
+        return {("student",): stage.student, **stage.teachers}
     if isinstance(stage, SftStage | GenerateStage):
-        return {"model": stage.model}
+        return {("model",): stage.model}
+    if isinstance(stage, ComposeStage):
+        base: dict[KeyPath, ModelSpec] = {} if stage.base is None or stage.averaged else {("base",): stage.base}
+        return {**{("experts", i): model for i, model in enumerate(stage.experts)}, **base}
+    if isinstance(stage, MergeStage):
+        return {("models", i): model for i, model in enumerate(stage.models)}
+    if isinstance(stage, EvaluateStage):
+        scored = stage.models.items() if isinstance(stage.models, dict) else enumerate(stage.models)
+        found: dict[KeyPath, ModelSpec] = {("models", key): model for key, model in scored}
+        if stage.reference is not None:
+            found["reference",] = stage.reference
+        if stage.expert is not None:
+            found["expert",] = stage.expert
+        return found
     if isinstance(stage.tokenizer, str):
-        return {"tokenizer": ModelSpec(path=stage.tokenizer)}
+        return {("tokenizer",): ModelSpec(path=stage.tokenizer)}
     return {}
 
 
@@ -246,8 +55,10 @@ def datasets_of(stage: Stage) -> dict[str, list[str]]:
     """The datasets a stage reads (names, or `stage:NAME`), by the key that names them."""
     if isinstance(stage, DistillStage | SftStage):
         return {"data": stage.dataset_names}
-    if isinstance(stage, GenerateStage):
+    if isinstance(stage, GenerateStage | ComposeStage):
         return {"prompts": one_or_many(stage.prompts)}
-    if isinstance(stage.tokenizer, TrainTokenizerSpec):
+    if isinstance(stage, EvaluateStage):
+        return {"on": stage.on}
+    if isinstance(stage, InitStage) and isinstance(stage.tokenizer, TrainTokenizerSpec):
         return {"tokenizer.train_on": one_or_many(stage.tokenizer.train_on)}
     return {}

@@ -18,12 +18,12 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from preceptor.errors import InputError, shown
+from preceptor.recipe.base import KeyPath
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64
 MAX_VALUES = 100_000
 
-KeyPath = tuple[str | int, ...]
 Lines = dict[KeyPath, int]
 
 

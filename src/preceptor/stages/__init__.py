@@ -22,6 +22,9 @@ EXECUTORS: dict[str, str | Executor] = {
     "sft": "preceptor.stages.train:execute",
     "distill": "preceptor.stages.train:execute",
     "generate": "preceptor.stages.generate:execute",
+    "compose": "preceptor.stages.compose:execute",
+    "merge": "preceptor.stages.merge:execute",
+    "evaluate": "preceptor.stages.evaluate:execute",
 }
 # Executed by all processes of a run at once; stages of other kinds by the first one alone.
 TOGETHER = ("sft", "distill")

@@ -35,11 +35,12 @@ def check_ahead(recipe: Recipe, names: Sequence[str], *, models: bool = True) ->
             spec = context.resolve_model(model.model_copy(update={"adapter": None}) if unmade else model)
             if spec not in seen:
                 seen.append(spec)
-                errors += _found(f"{where}.{key}: ", model_check(), spec)
+                errors += _found(f"{where}.{'.'.join(map(str, key))}: ", model_check(), spec)
         if models and not errors and isinstance(stage, DistillStage):
-            pair = [context.resolve_model(model) for model in (stage.student, stage.teacher)]
-            if all(_made(model, resolved) for model, resolved in zip((stage.student, stage.teacher), pair)):
-                errors += _found(f"{where}: ", pair_check(), pair)
+            for teacher in stage.teachers.values():
+                pair = [context.resolve_model(model) for model in (stage.student, teacher)]
+                if all(_made(model, resolved) for model, resolved in zip((stage.student, teacher), pair)):
+                    errors += _found(f"{where}: ", pair_check(), pair)
     if errors:
         raise InputErrors(list(dict.fromkeys(errors)))
 

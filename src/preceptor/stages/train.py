@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,18 +25,26 @@ from preceptor.models.load import load_model, source_dtype
 from preceptor.models.save import save_model
 from preceptor.models.tokenizers import check_tokenizer_fits, load_tokenizer, same_tokenizer
 from preceptor.objective import Objective
-from preceptor.recipe import DistillStage, ModelSpec, SftStage, local_path
+from preceptor.recipe import DistillStage, ModelSpec, SftStage, ShareSpec, local_path
 from preceptor.recipe.base import stage_of
 from preceptor.stages.build import add_lora, build_terms, training_arguments
 from preceptor.stages.context import StageContext
 from preceptor.stages.datasets import specs_for
-from preceptor.teachers import ModelTeacher
+from preceptor.stages.teachers import build_teacher
 from preceptor.trainer import DistillationTrainer
 
 
 @dataclass(frozen=True)
 class _Rows:
     datasets: dict[str, PreparedDataset]
+
+    def routes(self, names: Sequence[str]) -> list[str]:
+        """The routes of all rows, dataset by dataset; those that a column gives to one dataset's rows by name."""
+        found: list[str] = []
+        for name in names:
+            data = self.datasets[name]
+            found += sorted({row.route for part in (data.train, data.holdout, data.test) for row in part})
+        return list(dict.fromkeys(found))
 
     def held_out(self) -> dict[str, list[Any]]:
         """Evaluation rows by the name they are reported under: DATASET (its holdout) and DATASET/test."""
@@ -54,8 +63,7 @@ def execute(spec: SftStage | DistillStage, context: StageContext) -> dict[str, A
     """
     disable_progress_bar()  # one per written file, in a log made of lines
     student_spec = context.resolve_model(spec.student if isinstance(spec, DistillStage) else spec.model)
-    teacher_spec = context.resolve_model(spec.teacher) if isinstance(spec, DistillStage) else None
-    tokenizer = _tokenizer(student_spec, teacher_spec, context)
+    tokenizer = _tokenizer(student_spec, spec, context)
     rows = _Rows(_prepare(spec, tokenizer, context))
     set_seed(context.seed)
     student = load_model(student_spec, role="student")
@@ -63,7 +71,7 @@ def execute(spec: SftStage | DistillStage, context: StageContext) -> dict[str, A
     dtype = source_dtype(student_spec)
     if spec.lora is not None:
         student = add_lora(student, spec.lora)
-    trainer = _trainer(spec, context, student, teacher_spec, tokenizer, rows)
+    trainer = _trainer(spec, context, student, tokenizer, rows)
     before = _measured_before(trainer, rows, context)
     checkpoint = from_main(lambda: _last_checkpoint(context))
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -86,12 +94,14 @@ def _last_checkpoint(context: StageContext) -> str | None:
 # --- before training --------------------------------------------------------------------------------------------
 
 
-def _tokenizer(student: ModelSpec, teacher: ModelSpec | None, context: StageContext) -> PreTrainedTokenizerBase:
+def _tokenizer(student: ModelSpec, spec: SftStage | DistillStage, context: StageContext) -> PreTrainedTokenizerBase:
+    """The student's tokenizer, which every teacher shares; without a chat template it takes its first teacher's."""
     tokenizer = load_tokenizer(student, announce=context.log)
     theirs = None
-    if teacher is not None:
-        theirs = load_tokenizer(teacher)
-        same_tokenizer(tokenizer, theirs)
+    for model in spec.teachers.values() if isinstance(spec, DistillStage) else ():
+        other = load_tokenizer(context.resolve_model(model))
+        same_tokenizer(tokenizer, other)
+        theirs = theirs or other
     source = choose_template(tokenizer, theirs)
     if source != "student":
         context.log(f"{context.name}: the student has no chat template; the {source} one is used and saved with it")
@@ -104,6 +114,8 @@ def _prepare(
     """The stage's datasets, prompts compared among all datasets of the recipe that exist by now."""
     names = spec.dataset_names
     specs, generated = specs_for(names, context)
+    if spec.targets is not None:
+        specs |= {name: specs[name].model_copy(update={"targets": spec.targets}) for name in names}
     return prepare_datasets(
         names,
         specs,
@@ -120,7 +132,6 @@ def _trainer(
     spec: SftStage | DistillStage,
     context: StageContext,
     student: Any,
-    teacher_spec: ModelSpec | None,
     tokenizer: PreTrainedTokenizerBase,
     rows: _Rows,
 ) -> DistillationTrainer:
@@ -148,13 +159,14 @@ def _trainer(
             f"{context.name}: {name} gives {summary.rows:,} rows, {summary.tokens:,} tokens, {summary.targets:,} "
             "targets per epoch"
         )
-    objective = Objective(build_terms(spec), route_names=mixture.names, vocabulary=len(tokenizer))
+    routes = rows.routes(mixture.names)
+    objective = Objective(build_terms(spec), route_names=routes, vocabulary=len(tokenizer))
     calibration = 0 if objective.attention is None else objective.attention.calibration_rows
     teacher = None
-    if teacher_spec is not None:
-        model = load_model(teacher_spec, role="teacher")
-        check_tokenizer_fits(tokenizer, model)
-        teacher = ModelTeacher(model if teacher_spec.device_map else model.to(arguments.device))
+    if isinstance(spec, DistillStage):
+        teacher = build_teacher(
+            spec, context, student=student, tokenizer=tokenizer, route_names=routes, device=arguments.device
+        )
     if getattr(arguments, "gradient_checkpointing", False) and spec.lora is not None:
         student.enable_input_require_grads()  # reentrant checkpointing sees gradients only through its inputs
     held_out = [row for data in rows.datasets.values() for row in data.holdout]
@@ -168,7 +180,7 @@ def _trainer(
         train_dataset=mixture,
         eval_dataset=held_out or None,
         data_collator=Collator(
-            tokenizer.pad_token_id, route_names=mixture.names, packing=spec.packing, max_length=spec.max_length
+            tokenizer.pad_token_id, route_names=routes, packing=spec.packing, max_length=spec.max_length
         ),
         calibration=[row for data in rows.datasets.values() for row in data.train[:calibration]],
         callbacks=[
@@ -185,9 +197,11 @@ def _trainer(
 
 
 def _measure(trainer: DistillationTrainer, rows: _Rows) -> dict[str, dict[str, float]]:
-    return {
-        name: next(iter(trainer.measure(part).means().values()), {}) for name, part in rows.held_out().items() if part
-    }
+    measured = {}
+    for name, part in rows.held_out().items():
+        found = trainer.measure(part)
+        measured[name] = {**found.totals(), "targets": int(found.targets_K.sum())}
+    return measured
 
 
 def _measured_before(trainer: DistillationTrainer, rows: _Rows, context: StageContext) -> dict[str, Any]:
@@ -206,8 +220,14 @@ def _measured_before(trainer: DistillationTrainer, rows: _Rows, context: StageCo
 
 def _results(trainer: DistillationTrainer, rows: _Rows, before: dict[str, Any]) -> dict[str, Any]:
     links = {
-        str(layer): {"teacher_layer": link.teacher_layer, "heads": None if link.heads is None else link.heads.tolist()}
-        for layer, link in trainer.objective.links.items()
+        teacher: {
+            str(layer): {
+                "teacher_layer": each.teacher_layer,
+                "heads": None if each.heads is None else each.heads.tolist(),
+            }
+            for layer, each in linked.items()
+        }
+        for teacher, linked in trainer.objective.links.items()
     }
     logged = [line for line in trainer.state.log_history if "targets_per_second" in line]
     return {
@@ -254,7 +274,7 @@ def _save(
         kind=spec.kind,
         student=base,
         base_model=base if on_hub else None,
-        teacher=spec.teacher.path if isinstance(spec, DistillStage) else None,
+        teacher=_teacher_names(spec),
         data=spec.shares,
         losses=[term.model_dump(exclude_none=True) for term in spec.objective],
         training={**spec.training, "rows_per_step": spec.rows_per_step, "max_length": spec.max_length},
@@ -264,3 +284,24 @@ def _save(
     folder = context.directory / ("model" if spec.lora is None else "adapter")
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     save_model(model, tokenizer, folder, dtype=dtype, state_dict=weights, card=card)
+
+
+def _teacher_names(spec: SftStage | DistillStage) -> str | dict[str, str] | None:
+    """What the card calls the teacher, or the teacher of each route."""
+    if isinstance(spec, SftStage):
+        return None
+    if isinstance(spec.teacher, ModelSpec):
+        return _model_name(spec.teacher)
+    named = {
+        route: " + ".join(_share_name(share, len(shares)) for share in shares)
+        for route, shares in spec.teacher.routes.items()
+    }
+    return named if spec.teacher.default is None else {**named, "other routes": _model_name(spec.teacher.default)}
+
+
+def _share_name(share: ShareSpec, of: int) -> str:
+    return _model_name(share.model) if of == 1 else f"{share.weight:g} × {_model_name(share.model)}"
+
+
+def _model_name(model: ModelSpec) -> str:
+    return model.path if model.adapter is None else f"{model.path} with {model.adapter}"

@@ -1,5 +1,7 @@
 """Teachers turn a batch into a signal."""
 
+from preceptor.teachers.adapter import AdapterTeacher
 from preceptor.teachers.model import ModelTeacher
+from preceptor.teachers.routed import RoutedTeacher
 
-__all__ = ["ModelTeacher"]
+__all__ = ["AdapterTeacher", "ModelTeacher", "RoutedTeacher"]

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from preceptor.errors import InputError
 from preceptor.models.recorder import record
 from preceptor.models.taps import tapped_layers
-from preceptor.signals import AttentionScores, LayerShape, Needs, Part, Signal, TokenBatch
+from preceptor.signals import AttentionScores, LayerShape, Needs, Part, Signal, TokenBatch, Wanted
+from preceptor.teachers.routing import Source, teach
 
 
 class ModelTeacher:
     """Teaches with the last hidden states, head, queries and keys of one frozen model.
 
-    The model is put into evaluation mode and its parameters are frozen; it is called without labels, cache or logits.
+    The model is put into evaluation mode and its parameters are frozen; it is called without labels, cache or logits,
+    and only on rows that have a target and are on a route which some term teaches.
 
     Args:
         model: a transformers causal language model, or a PEFT model around one, on any device and in any dtype.
@@ -33,22 +38,40 @@ class ModelTeacher:
         self.model = model.eval().requires_grad_(False)
         self.name = name
 
-    @torch.no_grad()
     def __call__(self, batch: TokenBatch, needs: Needs) -> Signal:
-        """One part that covers every row of `batch`; no part when nothing is needed or no row has a target."""
-        if not needs or batch.targets.count == 0:
-            return Signal()
+        """What the model says about the rows of `batch`, as far as `needs` goes."""
+        sources = [Source(self.name, self, 1.0)]
+        return teach(batch, needs, lambda route: sources)
+
+    @torch.no_grad()
+    def observe(self, batch: TokenBatch, wanted: Wanted) -> Part:
+        """One forward on all of `batch`: a part that covers all its rows."""
         device = next(self.model.parameters()).device
-        there = batch.to(device)
         with torch.autocast(device.type, enabled=False):
-            recorded = record(self.model, there, needs)
+            return self._observe(batch, wanted, device)
+
+    def _observe(self, batch: TokenBatch, wanted: Wanted, device: torch.device) -> Part:
+        recorded = record(self.model, batch.to(device), wanted, copy_head=self.sharded)
         home = batch.input_ids.device
         attention = {
             layer: AttentionScores(each.q_BHRD.to(home), each.k_BGSD.to(home), each.scale, each.window, each.softcap)
             for layer, each in recorded.attention.items()
         }
         hidden_ND = None if recorded.hidden_ND is None else recorded.hidden_ND.to(home)
-        return Signal((Part(None, None, hidden_ND, recorded.head, attention),))
+        return Part(None, None, hidden_ND, recorded.head, attention, self.name)
 
-    def attention_shapes(self) -> list[LayerShape]:
+    @property
+    def sharded(self) -> bool:
+        """Whether several processes hold it together and must all call it: FSDP2, or DeepSpeed's ZeRO-3."""
+        parameter = next(self.model.parameters())
+        return isinstance(parameter, DTensor) or hasattr(parameter, "ds_id")
+
+    def layer_shapes(self) -> list[LayerShape]:
+        """The layers whose attention it can give; raises InputError when it can give none."""
         return tapped_layers(self.model, name=self.name)
+
+    def attention_shapes(self) -> dict[str, list[LayerShape]]:
+        return {self.name: self.layer_shapes()}
+
+    def check_routes(self, route_names: Sequence[str], followed: frozenset[int]) -> None:
+        """It teaches any route."""

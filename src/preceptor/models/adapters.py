@@ -1,0 +1,94 @@
+"""PEFT adapters on base weights: loaded with every name accounted for, several on one base, or merged into it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+
+from preceptor.errors import InputError
+from preceptor.models.checkpoint import ADAPTER_WEIGHTS, first_sentence
+from preceptor.models.headers import read_header
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+# Loading fails in one of these ways when the files or the settings are wrong. Others are defects and stay visible.
+LOADING_ERRORS = (ImportError, OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError)
+
+
+def put_adapter(model: PreTrainedModel | PeftModel, folder: Path, given: str, *, name: str = "default") -> PeftModel:
+    """`model` with the adapter in `folder` beside its weights, frozen, under `name`; active if it is the first.
+
+    Args:
+        model: a base model, or one that has adapters of other names already.
+        folder: of the adapter's files.
+        given: how messages call it.
+        name: PEFT's name for it.
+
+    Raises:
+        InputError: an adapter of another base, or one that adds prompt tokens.
+    """
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+
+    where = f"adapter {given!r}"
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    stored = set(read_header(folder / ADAPTER_WEIGHTS, where))
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+        if config.is_prompt_learning:
+            raise InputError(
+                f"{where}: is of kind {config.peft_type}, which adds prompt tokens; "
+                "only adapters that change layers (LoRA and its relatives) are accepted"
+            )
+        config.inference_mode = True
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # missing names are an error below
+            if isinstance(model, PeftModel):
+                wrapped = model
+                wrapped.load_adapter(str(folder), name, is_trainable=False, autocast_adapter_dtype=False)
+            else:
+                wrapped = PeftModel.from_pretrained(
+                    model, str(folder), adapter_name=name, config=config, autocast_adapter_dtype=False
+                )
+    except torch.OutOfMemoryError:
+        raise
+    except InputError:
+        raise
+    except LOADING_ERRORS as error:
+        raise InputError(
+            f"{where}: does not fit the model {base.name_or_path!r} ({_shape_clash(error)}); "
+            "give the base model it was trained on"
+        ) from error
+    # PEFT only warns when the names differ, and the adapter then does nothing or half of what it should.
+    expected = set(get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False))
+    wrong = _first(expected - stored) or _first(key for key in stored - expected if "lora" in key)
+    if wrong is not None:
+        whose = "lacks" if wrong in expected else "has"
+        raise InputError(
+            f"{where}: does not fit the model {base.name_or_path!r} (it {whose} {wrong!r}); "
+            "give the base model it was trained on"
+        )
+    return wrapped
+
+
+def merged(model: PeftModel) -> PreTrainedModel:
+    """The base model with its adapter added into its weights, which may be trained."""
+    whole: PreTrainedModel = model.merge_and_unload()
+    whole.requires_grad_(True)  # PEFT froze the base weights, which are the model's own now
+    return whole
+
+
+def _shape_clash(error: BaseException) -> str:
+    """PyTorch's first line names no tensor; the line that does says `size mismatch for …`."""
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
+    return next((line for line in lines if line.startswith("size mismatch")), first_sentence(error))
+
+
+def _first(names: Iterable[str]) -> str | None:
+    return min(names, default=None)

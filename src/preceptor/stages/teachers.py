@@ -1,0 +1,111 @@
+"""From the recipe's `teacher:` to a teacher in memory: one model, or several, with one copy of what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from preceptor.models.adapters import put_adapter
+from preceptor.models.checkpoint import check_model
+from preceptor.models.load import load_model, source_dtype
+from preceptor.models.tokenizers import check_tokenizer_fits
+from preceptor.recipe import DistillStage, ModelSpec
+from preceptor.signals import Teacher
+from preceptor.stages.context import StageContext
+from preceptor.teachers import AdapterTeacher, ModelTeacher, RoutedTeacher
+
+
+def build_teacher(
+    spec: DistillStage,
+    context: StageContext,
+    *,
+    student: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    route_names: Sequence[str],
+    device: torch.device,
+) -> Teacher:
+    """The stage's teacher on `device` (or where its `device_map` puts it).
+
+    Raises:
+        InputError: a model that cannot be loaded, or whose vocabulary the tokenizer does not fit.
+    """
+    made = _Made(context, tokenizer, device)
+    student_spec = None if spec.lora is None else context.resolve_model(spec.student)
+    groups: dict[str, list[ModelSpec]] = {}
+    for model in spec.teachers.values():
+        resolved = context.resolve_model(model)
+        group = groups.setdefault(_base(resolved).model_dump_json(), [])
+        if resolved not in group:
+            group.append(resolved)
+    for group in groups.values():
+        if student_spec is not None and _same_weights(_base(group[0]), student_spec):
+            made.share(student, group, compute=source_dtype(student_spec))
+            context.log(f"{context.name}: {_count(len(group))} on the student's own base weights")
+        elif len(group) > 1:
+            made.share(made.load(_base(group[0])), group)
+            context.log(f"{context.name}: {_count(len(group))} on one copy of {group[0].path}")
+        else:
+            made.alone(group[0])
+    if isinstance(spec.teacher, ModelSpec):
+        return made.teacher(spec.teacher)
+    routes = {
+        route: [(made.teacher(share.model), share.weight) for share in shares]
+        for route, shares in spec.teacher.routes.items()
+    }
+    default = None if spec.teacher.default is None else made.teacher(spec.teacher.default)
+    return RoutedTeacher(routes, route_names=route_names, default=default)
+
+
+class _Made:
+    """The stage's teachers by their resolved specs."""
+
+    def __init__(self, context: StageContext, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
+        self._context, self._tokenizer, self._device = context, tokenizer, device
+        self._teachers: list[tuple[ModelSpec, ModelTeacher]] = []
+
+    def teacher(self, spec: ModelSpec) -> ModelTeacher:
+        resolved = self._context.resolve_model(spec)
+        return next(teacher for known, teacher in self._teachers if known == resolved)
+
+    def load(self, spec: ModelSpec) -> PreTrainedModel:
+        model = load_model(spec, role="teacher")
+        check_tokenizer_fits(self._tokenizer, model)
+        return model if spec.device_map else model.to(self._device)
+
+    def alone(self, spec: ModelSpec) -> None:
+        self._teachers.append((spec, ModelTeacher(self.load(spec), name=_name(spec))))
+
+    def share(self, model: Any, specs: Sequence[ModelSpec], compute: torch.dtype | None = None) -> None:
+        """Teachers on the weights of `model`, each with its own adapter or with none."""
+        adapters: dict[int, str] = {}
+        # All adapters first: PEFT changes the layers of the model that it is given.
+        for i, spec in enumerate(specs):
+            if spec.adapter is not None:
+                folder = check_model(spec).adapter
+                assert folder is not None
+                adapters[i] = f"teacher_{i}"
+                model = put_adapter(model, folder, spec.adapter, name=adapters[i])
+        for i, spec in enumerate(specs):
+            teacher = AdapterTeacher(model, adapters.get(i), name=_name(spec), compute=compute)
+            self._teachers.append((spec, teacher))
+
+
+def _base(spec: ModelSpec) -> ModelSpec:
+    return spec.model_copy(update={"adapter": None})
+
+
+def _same_weights(base: ModelSpec, student: ModelSpec) -> bool:
+    """Whether a teacher that asks for nothing special can be the frozen base under the student's adapter."""
+    alike = (base.path, base.revision, base.quantization) == (student.path, student.revision, student.quantization)
+    return alike and student.adapter is None and base.dtype in (None, student.dtype) and base.device_map is None
+
+
+def _name(spec: ModelSpec) -> str:
+    return f"teacher {spec.adapter or spec.path!s}"
+
+
+def _count(number: int) -> str:
+    return "1 teacher" if number == 1 else f"{number} teachers"

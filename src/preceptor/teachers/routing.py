@@ -1,0 +1,61 @@
+"""Which teacher is run on which rows: every teacher on its own, and on no others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+
+from preceptor.signals import Needs, Part, Signal, TokenBatch, Wanted
+
+
+class Observable(Protocol):
+    """One model that can be observed on rows."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether all processes must call it together."""
+
+    def observe(self, batch: TokenBatch, wanted: Wanted) -> Part:
+        """A part that covers all rows of `batch`."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A teacher of a route, under its name, with its share of what the route's rows follow."""
+
+    name: str
+    model: Observable
+    weight: float
+
+
+def teach(batch: TokenBatch, needs: Needs, sources_of: Callable[[int], Sequence[Source]]) -> Signal:
+    """One part for each teacher that has rows in `batch`.
+
+    Rows without a target and rows of routes that no term teaches are given to nobody. Every process goes through the
+    same list of possible calls in the same order: a sharded teacher without rows here is called with one row all the
+    same, whose result is dropped, because the other processes wait for its share of the weights.
+    """
+    calls: dict[tuple[Source, Wanted], list[int]] = {}
+    for route in sorted(needs.logits | needs.attention):
+        for source in sources_of(route):
+            if wanted := needs.of(route, source.name):
+                calls.setdefault((source, wanted), []).append(route)
+    parts = []
+    taught_B = batch.target_mask.any(1)
+    for (source, wanted), routes in calls.items():
+        mine_B = taught_B & torch.isin(batch.routes, torch.tensor(routes, device=batch.routes.device))
+        rows = mine_B.nonzero().squeeze(1)
+        if rows.numel() == 0:
+            if source.model.sharded:
+                source.model.observe(batch.select(rows.new_zeros(1)), wanted)
+            continue
+        whole = rows.numel() == mine_B.numel()
+        part = source.model.observe(batch if whole else batch.select(rows), wanted)
+        targets = None if whole else mine_B[batch.targets.row_N].nonzero().squeeze(1)
+        parts.append(
+            replace(part, rows=None if whole else rows, targets=targets, teacher=source.name, weight=source.weight)
+        )
+    return Signal(tuple(parts))
