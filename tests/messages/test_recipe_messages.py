@@ -74,7 +74,8 @@ CASES: dict[str, tuple[str, str, str]] = {
     "unknown kind": (
         "kind: distill",
         "kind: distil",
-        "12: stages.kd.kind is 'distil'; write init, compose, merge, sft, distill, generate or evaluate (did you mean 'distill'?)",
+        "12: stages.kd.kind is 'distil'; write init, compose, merge, sft, distill, generate or evaluate "
+        "(did you mean 'distill'?)",
     ),
     "kind of a later version": (
         "kind: generate",
@@ -89,7 +90,8 @@ CASES: dict[str, tuple[str, str, str]] = {
     "unknown term": (
         "{kind: logits}",
         "{kind: logit}",
-        "16: stages.kd.objective.0.kind is 'logit'; write next_token, logits, attention or router_balance (did you mean 'logits'?)",
+        "16: stages.kd.objective.0.kind is 'logit'; write next_token, logits, attention or router_balance "
+        "(did you mean 'logits'?)",
     ),
     "text for a number": (
         "rows: 10",
@@ -279,7 +281,8 @@ CASES: dict[str, tuple[str, str, str]] = {
     "a teacher's term without a teacher": (
         "    kind: distill\n    student: stage:student\n    teacher: teacher\n",
         "    kind: sft\n    model: stage:student\n",
-        "15: stages.kd.objective is wrong: an sft stage has no teacher, so its objective holds next_token and router_balance only, not "
+        "15: stages.kd.objective is wrong: an sft stage has no teacher, so its objective "
+        "holds next_token and router_balance only, not "
         "logits or attention; use kind: distill for the others",
     ),
     "a quantised student": (
@@ -449,8 +452,8 @@ OVERRIDES = {
     "'2' is none of them; write a number from 0 to 1",
     "name.x=1": "override 'name.x=1': name is 'shop', which has no keys; set name itself",
     "stages.kd.rows_per_stp=8": "override 'stages.kd.rows_per_stp=8': stages.kd.rows_per_stp is not a key that exists "
-    "here (did you mean 'rows_per_step'?); accepted are data, by, rows, rows_per_step, max_length, packing, "
-    "objective, lora, training, kind, student, teacher or lambda",
+    "here (did you mean 'rows_per_step'?); accepted are data, by, rows, rows_per_step, max_length, targets, "
+    "packing, objective, lora, training, kind, student, teacher or lambda",
     "stages.stories.rows=0": "override 'stages.stories.rows=0': stages.stories.rows is 0; write a whole number of at "
     "least 1",
     "stages.kd.data=[": "override 'stages.kd.data=[':1: is not YAML: ",

@@ -1,7 +1,8 @@
-"""`preceptor demo`: the paper's first stage at pocket size, on a CPU, in minutes, with figures.
+"""`preceptor demo`: the whole paper at pocket size, on a CPU, in minutes, with figures.
 
-A Mistral-architecture student learns twelve kinds of short instructions from a shipped Mixtral-architecture teacher,
-by the prediction loss, the attention loss and both, beside plain fine-tuning on the same noisy rows.
+A Mistral-architecture student learns twelve kinds of short instructions from a shipped Mixtral-architecture teacher, by
+the prediction loss, the attention loss and both, beside plain fine-tuning on the same noisy rows. The best of them then
+learns a fictional shop from an expert without forgetting the rest, beside what a user would do instead.
 """
 
 from __future__ import annotations
@@ -15,13 +16,29 @@ from typing import Any
 from preceptor import __version__
 from preceptor.errors import InputError
 from preceptor.files import json_text, sha256_file, write_atomic
-from preceptor.pocket.figures import draw_exact_match, draw_gradient_norms, draw_losses, read_metrics
+from preceptor.pocket.figures import draw_exact_match, draw_gradient_norms, draw_losses, draw_retention, read_metrics
 from preceptor.pocket.side_by_side import Job, run_side_by_side, workers_for
-from preceptor.pocket.study import CONTROL, FIRST_SEED, METHODS, NOISE, STUDENT, TEACHER, Size, write_study
-from preceptor.pocket.summary import summarise, table
+from preceptor.pocket.study import (
+    EXPERT,
+    FIRST_SEED,
+    METHODS,
+    NOISE,
+    REFERENCE,
+    SCORES,
+    STUDENT,
+    TEACHER,
+    Part,
+    Size,
+    write_study,
+)
+from preceptor.pocket.summary import alignment_table, distillation_table, summarise
+from preceptor.pocket.worker import stage_directory
+from preceptor.recipe import load_recipe
 
 FULL_SEEDS = 5
 SETTINGS_FILE = "settings.json"
+DEMO: tuple[Part, ...] = ("distil", "align")
+FULL: tuple[Part, ...] = (*DEMO, "sweep", "clean", "pair")
 
 
 def main(
@@ -34,57 +51,76 @@ def main(
 
     Args:
         out: written to: `seed-N/` (data, recipe, runs), `results/seed-N.json`, `figures/*.png`, `report.json`.
-        full: five seeds instead of one.
+        full: five seeds instead of one, and the controls and sweeps beside the demo's methods.
         seeds: how many seeds; None is 1, or 5 with `full`.
         log: takes one line of progress.
         size: how long students train; None is the study's own.
 
     Returns:
-        `seconds`, `models` {name: {`general`: {`score`, `low`, `high`}, `tasks`, `kl_teacher`, `attention_kl`, ...}},
-        `figures`, `seeds`, `settings` and `table`.
+        `seconds`, `models` {name: {`general`, `domain`: {`score`, `low`, `high`}, `recovery`, `retention`, `tasks`,
+        `kl_teacher`, ...}}, `figures`, `seeds`, `settings` and `table`.
 
     Raises:
         InputError: `out` cannot be written, or holds a demo of other settings.
-        RunFailed: a method failed; the message says which and how to go on.
+        RunFailed: a stage failed; the message says which and how to go on.
     """
     began = time.monotonic()
     size = size or Size()
     settings = _settings(size)
     count = seeds if seeds is not None else FULL_SEEDS if full else 1
     chosen = [FIRST_SEED + i for i in range(count)]
+    names = [name for name, method in METHODS.items() if method.part in (FULL if full else DEMO)]
     _claim(out, settings)
-    jobs = []
-    for seed in chosen:
-        recipe = write_study(out / f"seed-{seed}", seed, size)
-        jobs += [Job(seed, recipe, name, method.cost) for name, method in METHODS.items()]
-        jobs.append(Job(seed, recipe, "teacher", 0.0))
-        if count > 1:
-            clean = write_study(_control(out, seed), seed, size, noise=0.0)
-            jobs.append(Job(seed, clean, "sft", METHODS["sft"].cost))
+    jobs = [job for seed in chosen for job in _jobs(out, seed, size, names)]
     log(
-        f"{len(METHODS)} methods on {size.rows:,} rows with {NOISE:.0%} label noise, seeds {chosen[0]}-{chosen[-1]}: "
-        f"{len(jobs)} jobs, {workers_for(len(jobs))} at a time"
+        f"{len(names)} models from {size.rows:,} rows with {NOISE:.0%} label noise and {size.shop_rows:,} of the shop, "
+        f"seeds {chosen[0]}-{chosen[-1]}: {len(jobs)} jobs, {workers_for(len(jobs))} at a time"
     )
     run_side_by_side(jobs, log)
-    results = {seed: _results(out, seed) for seed in chosen}
-    models = summarise(results)
+    models = summarise({seed: _results(out, seed, names) for seed in chosen})
     report: dict[str, Any] = {
         "preceptor": __version__,
         "seeds": chosen,
         "intervals": "Student's t over seeds" if count > 1 else "bootstrap over questions",
         "settings": settings,
         "models": models,
-        "figures": [str(path.relative_to(out)) for path in _draw(out, chosen, models)],
+        "figures": [str(path.relative_to(out)) for path in _draw(out, chosen, names, models)],
         "seconds": round(time.monotonic() - began, 1),
     }
     write_atomic(out / "report.json", json_text(report))
-    text = table(models)
+    text = f"{distillation_table(models)}\n\n{alignment_table(models)}"
     log(f"\n{text}\n\n{report['seconds']:.0f} s; figures and report.json are in {out}")
     return {**report, "table": text}
 
 
-def _control(out: Path, seed: int) -> Path:
-    return out / f"seed-{seed}-clean"
+def _jobs(out: Path, seed: int, size: Size, names: list[str]) -> list[Job]:
+    """One seed's stages, each after those whose models it reads, and its scores after all."""
+    clean = [name for name in names if METHODS[name].part == "clean"]
+    noisy = [name for name in names if name not in clean]
+    folder, beside = _folder(out, seed), _folder(out, seed, clean=True)
+    elsewhere = {name: stage_directory(beside / "recipe.yaml", name) / "model" for name in clean}
+    recipe = write_study(folder, seed, size, noisy, elsewhere=elsewhere)
+    jobs = [_job(seed, recipe, name, load_recipe(recipe).stage_reads(name)) for name in noisy]
+    if clean:
+        made = {name: stage_directory(recipe, name) / "model" for name in (REFERENCE, EXPERT)}
+        other = write_study(beside, seed, size, clean, noise=0.0, elsewhere=made)
+        jobs += [_job(seed, other, name, [] if name == "sft_clean" else [REFERENCE, EXPERT]) for name in clean]
+    # Scores come last, whatever else there is.
+    phase = max(job.phase for job in jobs)
+    scores = Job(f"{seed}/{SCORES}", recipe, SCORES, 0.5, tuple(job.name for job in jobs), phase)
+    return [*jobs, scores]
+
+
+def _job(seed: int, recipe: Path, name: str, reads: list[str]) -> Job:
+    """The demo's own stages of all seeds come first, then the controls, then the 2x student."""
+    part = METHODS[name].part
+    phase = 0 if part in DEMO else FULL.index(part)
+    after = tuple(f"{seed}/{each}" for each in reads if each != "student")
+    return Job(f"{seed}/{name}", recipe, name, METHODS[name].cost, after, phase)
+
+
+def _folder(out: Path, seed: int, *, clean: bool = False) -> Path:
+    return out / (f"seed-{seed}-clean" if clean else f"seed-{seed}")
 
 
 def _settings(size: Size) -> dict[str, Any]:
@@ -93,7 +129,10 @@ def _settings(size: Size) -> dict[str, Any]:
         "steps": size.steps,
         "rows_per_step": size.rows_per_step,
         "epochs": size.epochs,
-        "learning_rates": {name: method.learning_rate for name, method in METHODS.items()},
+        "shop_rows": size.shop_rows,
+        "expert_steps": size.expert_steps,
+        "align_steps": size.align_steps,
+        "learning_rates": {name: method.learning_rate for name, method in METHODS.items() if method.learning_rate},
         "noise": NOISE,
         "student": dict(STUDENT),
         "teacher_sha256": sha256_file(TEACHER / "model.safetensors"),
@@ -119,27 +158,45 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         ) from error
 
 
-def _results(out: Path, seed: int) -> dict[str, dict[str, Any]]:
+def _stage_directory(out: Path, seed: int, name: str) -> Path:
+    folder = _folder(out, seed, clean=name in METHODS and METHODS[name].part == "clean")
+    return stage_directory(folder / "recipe.yaml", name)
+
+
+def _results(out: Path, seed: int, names: list[str]) -> dict[str, Any]:
     """One seed's scores, which are also kept as `results/seed-N.json`."""
-    runs = out / f"seed-{seed}" / "runs"
-    files = {"teacher": runs / "teacher.json", **{name: runs / name / name / "scores.json" for name in METHODS}}
-    control = _control(out, seed) / "runs" / "sft" / "sft" / "scores.json"
-    files |= {CONTROL: control} if control.exists() else {}
-    scores = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items()}
+    stages = {name: _read(_stage_directory(out, seed, name) / "stage.json") for name in names}
+    distances = {
+        name: _read(path) for name in names if (path := _stage_directory(out, seed, name) / "distance.json").exists()
+    }
+    result = {
+        "seed": seed,
+        "scores": _read(_stage_directory(out, seed, SCORES) / "scores.json"),
+        "distances": distances,
+        "seconds": {name: stage["seconds"] for name, stage in stages.items()},
+        "mixtures": {name: stage["results"]["data"] for name, stage in stages.items() if "data" in stage["results"]},
+    }
     (out / "results").mkdir(exist_ok=True)
-    write_atomic(out / "results" / f"seed-{seed}.json", json_text({"seed": seed, "models": scores}))
-    return scores
+    write_atomic(out / "results" / f"seed-{seed}.json", json_text(result))
+    return result
 
 
-def _draw(out: Path, seeds: list[int], models: dict[str, Any]) -> list[Path]:
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _draw(out: Path, seeds: list[int], names: list[str], models: dict[str, Any]) -> list[Path]:
     folder = out / "figures"
     folder.mkdir(exist_ok=True)
     curves = {
-        name: [read_metrics(out / f"seed-{seed}" / "runs" / name / name / "metrics.jsonl") for seed in seeds]
-        for name in METHODS
+        name: [read_metrics(_stage_directory(out, seed, name) / "metrics.jsonl") for seed in seeds]
+        for name in names
+        if METHODS[name].learning_rate is not None
     }
-    paths = [folder / name for name in ("losses.png", "gradient_norms.png", "exact_match.png")]
+    paths = [folder / f"{name}.png" for name in ("losses", "gradient_norms", "exact_match", "retention")]
     draw_losses(curves, paths[0])
     draw_gradient_norms(curves, paths[1])
     draw_exact_match(models, paths[2])
+    draw_retention(models, paths[3])
     return paths

@@ -1,20 +1,22 @@
 """What the pocket study compares: its sizes, its methods, and the recipe that states them.
 
-The premise under test is the paper's (arXiv 2406.19112): a teacher is worth more than its instruction data. So the
-public rows carry label noise, the teacher was trained on clean ones, and every method sees the same rows in the same
-order from the same initial weights; only the objective differs.
+The premise under test is the paper's (arXiv 2406.19112). Stage 1: a teacher is worth more than its instruction data.
+The public rows carry label noise, the teacher was trained on clean ones, and only the objective differs between
+methods. Stage 2: a student that follows a domain expert on the domain's rows, and itself as it was on all others, gains
+the domain and keeps the rest. What a user would do instead sees the same rows in the same order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from preceptor.files import write_atomic
+from preceptor.pocket.shop import make_shop_rows
 from preceptor.pocket.tasks import make_rows
 from preceptor.pocket.write_data import write_rows
 
@@ -23,42 +25,145 @@ TEACHER = Path(__file__).parent / "teacher"
 TEACHER_SPEC: dict[str, Any] = {"path": str(TEACHER), "dtype": "float32"}
 NOISE = 0.15
 """Share of public training rows whose answer is wrong, truncated or sloppy."""
-CONTROL = "sft_clean"
-"""Plain fine-tuning on the same rows without noise (full study only): how much of a gain could noise explain?"""
+SHARE = 0.25
+"""Share of domain rows in stage 2, where a method's name gives no other."""
 TEST_ROWS = 480
 FIRST_SEED = 43
+REFERENCE, EXPERT, SCORES = "kd_both", "expert", "scores"
+UNSCORED = ("pair",)
+"""Models that are only begun from."""
+
+Length = Literal["distil", "expert", "align"]
+Part = Literal["distil", "align", "sweep", "pair", "clean"]
+"""Which part of the study a method belongs to: the demo runs the first two, `--full` all of them.
+
+`clean` methods see the public rows without noise, in a recipe of their own.
+"""
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to train the student: a stage of the recipe.
+    """One model of the study: a stage of the recipe.
 
     `title` names it in tables; `stage` holds the keys in which its stage differs from the others'; `learning_rate` is
-    its best of one grid, the same for every method (docs/results.md has the grid); `cost` is its time relative to plain
-    SFT, by which jobs are ordered, the longest first.
+    its best of one grid, the same for every method (docs/results.md has the grid), None where nothing is trained;
+    `length` says which of `Size`'s lengths it trains for; `cost` is its time relative to plain SFT, by which jobs are
+    ordered.
     """
 
     title: str
     stage: Mapping[str, Any]
-    learning_rate: float
+    part: Part
     cost: float
+    learning_rate: float | None = None
+    length: Length = "distil"
 
 
 def _distill(*objective: Mapping[str, Any]) -> dict[str, Any]:
     return {"kind": "distill", "student": "stage:student", "teacher": TEACHER_SPEC, "objective": list(objective)}
 
 
+def _align(teacher: Any, share: float = SHARE, student: str = REFERENCE, **stage: Any) -> dict[str, Any]:
+    return {
+        "kind": "distill",
+        "student": f"stage:{student}",
+        "teacher": teacher,
+        "objective": ALIGN_OBJECTIVE,
+        "data": {"shop": share, "public": 1 - share},
+        **stage,
+    }
+
+
+def _routes(shop: str = EXPERT, public: str = REFERENCE) -> dict[str, Any]:
+    return {"routes": {"shop": f"stage:{shop}", "public": f"stage:{public}"}}
+
+
+def _replay(share: float = SHARE) -> dict[str, Any]:
+    return {"kind": "sft", "model": f"stage:{REFERENCE}", "data": {"shop": share, "public": 1 - share}}
+
+
+def _merge(alpha: float) -> dict[str, Any]:
+    return {"kind": "merge", "models": [f"stage:{REFERENCE}", f"stage:{EXPERT}"], "alpha": alpha}
+
+
+ALIGN_OBJECTIVE = [{"kind": "logits"}, {"kind": "attention"}]
+MOL_OBJECTIVE = [{"kind": "next_token", "routes": ["shop"]}, {"kind": "logits", "routes": ["public"]}]
+PAIR_OBJECTIVE: list[dict[str, Any]] = [
+    {"kind": "logits"},
+    {"kind": "attention"},
+    {"kind": "router_balance", "weight": 0.01},
+]
+SHARES = (0.05, 0.1, 0.25, 0.5)
+
 # A term of weight 0 is measured and not minimised: the loss curves of all three runs then show both losses.
 METHODS: Mapping[str, Method] = {
-    "sft": Method("SFT", {"kind": "sft", "model": "stage:student"}, 1.5e-3, 1.0),
+    "sft": Method("SFT", {"kind": "sft", "model": "stage:student"}, "distil", 1.0, 1.5e-3),
     "kd_prediction": Method(
-        "KD, prediction", _distill({"kind": "logits"}, {"kind": "attention", "weight": 0.0}), 1.5e-3, 1.5
+        "KD, prediction", _distill({"kind": "logits"}, {"kind": "attention", "weight": 0.0}), "distil", 1.5, 1.5e-3
     ),
     "kd_attention": Method(
-        "KD, attention", _distill({"kind": "logits", "weight": 0.0}, {"kind": "attention"}), 3e-3, 1.7
+        "KD, attention", _distill({"kind": "logits", "weight": 0.0}, {"kind": "attention"}), "distil", 1.7, 3e-3
     ),
-    "kd_both": Method("KD, both", _distill({"kind": "logits"}, {"kind": "attention"}), 3e-3, 1.8),
+    REFERENCE: Method("KD, both", _distill({"kind": "logits"}, {"kind": "attention"}), "distil", 1.8, 3e-3),
+    EXPERT: Method(
+        "expert (domain SFT)",
+        {"kind": "sft", "model": f"stage:{REFERENCE}", "data": "shop"},
+        "align",
+        0.6,
+        3e-3,
+        "expert",
+    ),
+    "dae": Method("DAE", _align(_routes()), "align", 2.0, 3e-3, "align"),
+    "replay": Method("replay", _replay(), "align", 1.3, 1.5e-3, "align"),
+    **{f"merge_{a}": Method(f"interpolation, {a / 100:g}", _merge(a / 100), "align", 0.05) for a in (30, 50, 70)},
+    "swapped": Method("DAE, routes swapped", _align(_routes(REFERENCE, EXPERT)), "sweep", 1.3, 1.5e-3, "align"),
+    "mol": Method(
+        "CE on domain, KL elsewhere (MoL)",
+        _align({"routes": {"public": f"stage:{REFERENCE}"}}, objective=MOL_OBJECTIVE),
+        "sweep",
+        1.1,
+        1.5e-3,
+        "align",
+    ),
+    **{
+        f"{name}_{round(100 * share):02d}": Method(f"{title}, {share:.0%}", stage, "sweep", cost, 1.5e-3, "align")
+        for share in SHARES
+        if share != SHARE
+        for name, title, stage, cost in (
+            ("dae", "DAE", _align(_routes(), share), 1.3),
+            ("replay", "replay", _replay(share), 0.8),
+        )
+    },
+    "pair": Method(
+        "2x, composed",
+        {"kind": "compose", "experts": ["stage:sft", "stage:kd_prediction"], "experts_per_token": 1},
+        "pair",
+        0.05,
+    ),
+    "kd_pair": Method(
+        "2x: KD, both",
+        {**_distill(*PAIR_OBJECTIVE), "student": "stage:pair"},
+        "pair",
+        3.0,
+        3e-3,
+    ),
+    "expert_pair": Method(
+        "2x: expert", {"kind": "sft", "model": "stage:kd_pair", "data": "shop"}, "pair", 1.0, 3e-3, "expert"
+    ),
+    "dae_pair": Method(
+        "2x: DAE",
+        _align(_routes("expert_pair", "kd_pair"), student="kd_pair"),
+        "pair",
+        2.5,
+        1.5e-3,
+        "align",
+    ),
+    "sft_clean": Method("SFT, no noise", {"kind": "sft", "model": "stage:student"}, "clean", 1.0, 1.5e-3),
+    "dae_10_clean": Method("DAE, 10 %, no noise", _align(_routes(), 0.1), "clean", 1.3, 1.5e-3, "align"),
+    "replay_10_clean": Method("replay, 10 %, no noise", _replay(0.1), "clean", 0.8, 1.5e-3, "align"),
 }
+DISTILLED = tuple(name for name, method in METHODS.items() if method.part == "distil")
+ALIGNED = tuple(name for name, method in METHODS.items() if method.part == "align")
 
 STUDENT = {
     "model_type": "mistral",
@@ -80,55 +185,123 @@ STUDENT = {
 
 @dataclass(frozen=True)
 class Size:
-    """How long the students train: `steps` optimiser steps of `rows_per_step` rows, each row seen `epochs` times."""
+    """How long each stage trains.
+
+    Stage 1 takes `steps` optimiser steps of `rows_per_step` rows, each public row seen `epochs` times; the expert takes
+    `expert_steps` on `shop_rows` rows, and every aligned model `align_steps`.
+    """
 
     steps: int = 500
     rows_per_step: int = 64
     epochs: int = 2
+    shop_rows: int = 4000
+    expert_steps: int = 300
+    align_steps: int = 600
 
     @property
     def rows(self) -> int:
         return self.steps * self.rows_per_step // self.epochs
 
+    def of(self, length: Length) -> tuple[int, int]:
+        """Optimiser steps, and epochs they are parted into."""
+        if length == "distil":
+            return self.steps, self.epochs
+        return (self.expert_steps if length == "expert" else self.align_steps), 1
 
-def study_recipe(seed: int, size: Size) -> dict[str, Any]:
-    """The recipe of one seed: an untrained student, and every method from it as a stage of its own."""
-    training = {
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": size.steps // 10,
-        "weight_decay": 0.01,
-        "adam_beta2": 0.99,
-        "num_train_epochs": size.epochs,
-        "per_device_train_batch_size": size.rows_per_step,
-        "per_device_eval_batch_size": 128,
-        "logging_steps": max(1, size.steps // 50),
-        "save_strategy": "no",
-        "use_cpu": True,
-    }
-    common = {"data": "public", "rows_per_step": size.rows_per_step, "max_length": 64}
+
+def study_recipe(
+    seed: int, size: Size, methods: Iterable[str], elsewhere: Mapping[str, Path] | None = None
+) -> dict[str, Any]:
+    """The recipe of one seed: an untrained student, the named methods as stages, and the scores of all of them.
+
+    Models that other recipes make are named by their folders, `elsewhere`; they are scored too. A recipe without the
+    reference and the expert has no scores.
+    """
+    names = list(methods)
+    folders = {name: str(path) for name, path in (elsewhere or {}).items()}
+    stages = {name: _linked(_stage(METHODS[name], size), folders) for name in names}
+    if REFERENCE in names and EXPERT in names:
+        models = {name: f"stage:{name}" for name in names if name not in UNSCORED}
+        stages[SCORES] = {
+            "kind": "evaluate",
+            "models": {"teacher": TEACHER_SPEC, **models, **folders},
+            "reference": f"stage:{REFERENCE}",
+            "expert": f"stage:{EXPERT}",
+            "on": ["public", "shop"],
+            "max_length": 64,
+            "max_new_tokens": 32,
+            "batch_size": 128,
+        }
     return {
         "name": f"pocket-{seed}",
         "seed": seed,
-        "data": {"public": {"path": "public.jsonl", "test": "test.jsonl"}},
+        "data": {
+            "public": {"path": "public.jsonl", "test": "test.jsonl", "role": "general"},
+            "shop": {"path": "shop.jsonl", "test": "shop_test.jsonl", "role": "domain"},
+        },
         "stages": {
             "student": {"kind": "init", "config": STUDENT, "tokenizer": str(TEACHER)},
-            **{
-                name: {**method.stage, **common, "training": {"learning_rate": method.learning_rate, **training}}
-                for name, method in METHODS.items()
-            },
+            **stages,
         },
     }
 
 
-def write_study(folder: Path, seed: int, size: Size, noise: float = NOISE) -> Path:
+def _linked(value: Any, folders: Mapping[str, str]) -> Any:
+    """`value` with each `stage:NAME` that another recipe makes replaced by its folder."""
+    if isinstance(value, Mapping):
+        return {key: _linked(item, folders) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_linked(item, folders) for item in value]
+    return folders.get(value.removeprefix("stage:"), value) if isinstance(value, str) else value
+
+
+def _stage(method: Method, size: Size) -> dict[str, Any]:
+    if method.learning_rate is None:
+        return dict(method.stage)
+    steps, epochs = size.of(method.length)
+    training = {
+        "learning_rate": method.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": steps // 10,
+        "weight_decay": 0.01,
+        "adam_beta2": 0.99,
+        "num_train_epochs": epochs,
+        "per_device_train_batch_size": size.rows_per_step,
+        "per_device_eval_batch_size": 128,
+        "logging_steps": max(1, steps // 50),
+        "save_strategy": "no",
+        "use_cpu": True,
+    }
+    rows = {"rows": steps * size.rows_per_step // epochs, "rows_per_step": size.rows_per_step, "max_length": 64}
+    return {"data": "public", **method.stage, **rows, "training": training}
+
+
+class _Plain(yaml.SafeDumper):
+    """Writes what is used twice twice, for people read recipes."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def write_study(
+    folder: Path,
+    seed: int,
+    size: Size,
+    methods: Iterable[str],
+    *,
+    noise: float = NOISE,
+    elsewhere: Mapping[str, Path] | None = None,
+) -> Path:
     """Write one seed's data files and recipe into `folder`; returns the recipe's path."""
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / "public.jsonl", make_rows("train", size.rows, seed, noise=noise))
     write_rows(folder / "test.jsonl", make_rows("test", TEST_ROWS, seed))
+    write_rows(folder / "shop.jsonl", make_shop_rows("train", size.shop_rows, seed))
+    write_rows(folder / "shop_test.jsonl", make_shop_rows("test", TEST_ROWS, seed))
     note = (
-        f"# The pocket study, seed {seed}: public.jsonl carries {noise:.0%} label noise, test.jsonl is clean.\n"
-        f"# Run it whole with `preceptor run recipe.yaml`; the demo runs its methods side by side.\n"
+        f"# The pocket study, seed {seed}: public.jsonl carries {noise:.0%} label noise, the other files none.\n"
+        "# Run it whole with `preceptor run recipe.yaml`; the demo runs its stages side by side.\n"
     )
     path = folder / "recipe.yaml"
-    write_atomic(path, note + yaml.safe_dump(study_recipe(seed, size), sort_keys=False))
+    write_atomic(path, note + yaml.dump(study_recipe(seed, size, methods, elsewhere), Dumper=_Plain, sort_keys=False))
     return path

@@ -1,4 +1,4 @@
-"""From the scores of each seed to the report: means, intervals, differences, and one plain table."""
+"""From the scores of each seed to the report: means, intervals, differences, what succeeded, and plain tables."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student_t
 
-from preceptor.pocket.study import CONTROL, METHODS
+from preceptor.pocket.study import DISTILLED, METHODS, REFERENCE
 from preceptor.pocket.tasks import TASKS
 
-RESAMPLES = 2000
 BASELINE = "sft"
-TITLES = {"teacher": "teacher", **{name: method.title for name, method in METHODS.items()}, CONTROL: "SFT, clean"}
+TITLES = {"teacher": "teacher", **{name: method.title for name, method in METHODS.items()}}
 
-Scores = Mapping[str, Any]
-"""What the worker writes for one method of one seed."""
+Seed = Mapping[str, Any]
+"""One seed's results: `scores` (the content of scores.json), and by model `distances`, `seconds` and `mixtures`."""
+Models = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -40,72 +40,129 @@ def over_seeds(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def over_questions(values: Sequence[float], kinds: Sequence[str]) -> Interval:
-    """Mean over tasks with a bootstrap interval over questions, drawn within each task; says nothing of other seeds."""
-    rng = np.random.default_rng(0)
-    value_Q, kind_Q = np.asarray(values, dtype=float), np.asarray(kinds)
-    means, drawn = [], []
-    for kind in dict.fromkeys(kinds):
-        of_kind = value_Q[kind_Q == kind]
-        means.append(of_kind.mean())
-        drawn.append(of_kind[rng.integers(0, len(of_kind), (RESAMPLES, len(of_kind)))].mean(1))
-    low, high = np.quantile(np.mean(drawn, axis=0), [0.025, 0.975])
-    return Interval(float(np.mean(means)), float(low), float(high))
+def _interval(seeds: Sequence[Mapping[str, float] | None]) -> dict[str, float] | None:
+    """Over seeds; of one seed the interval its scores have, from resampling the questions within each task."""
+    found = [each for each in seeds if each is not None]
+    if len(found) < len(seeds):
+        return None
+    values = [each["score"] if "score" in each else each["value"] for each in found]
+    if len(values) > 1:
+        return over_seeds(values).as_dict()
+    return Interval(values[0], found[0]["low"], found[0]["high"]).as_dict()
 
 
-def _interval(seeds: Sequence[Scores]) -> Interval:
-    if len(seeds) > 1:
-        return over_seeds([scores["score"] for scores in seeds])
-    return over_questions([float(bit) for bit in seeds[0]["correct"]], seeds[0]["kinds"])
+def summarise(results: Mapping[int, Seed]) -> dict[str, dict[str, Any]]:
+    """{model: {"general": {score, low, high}, "domain", "tasks", "recovery", "kl_teacher", ...}} from {seed: results}.
 
-
-def _difference(seeds: Sequence[Scores], baselines: Sequence[Scores]) -> Interval:
-    """Paired by seed, or by question where there is one seed."""
-    if len(seeds) > 1:
-        return over_seeds([a["score"] - b["score"] for a, b in zip(seeds, baselines, strict=True)])
-    bits = zip(seeds[0]["correct"], baselines[0]["correct"], strict=True)
-    return over_questions([float(a) - float(b) for a, b in bits], seeds[0]["kinds"])
-
-
-def summarise(results: Mapping[int, Mapping[str, Scores]]) -> dict[str, dict[str, Any]]:
-    """{model: {"general": {score, low, high}, "tasks", "kl_teacher", ...}} from {seed: {model: scores}}.
-
-    With one seed intervals come from resampling the questions, with several from the seeds; `over_sft` is the paired
-    difference in exact match to plain fine-tuning.
+    `over_sft` is the difference in general exact match to plain fine-tuning, paired by seed, where there are several.
     """
+    seeds = list(results.values())
     models: dict[str, dict[str, Any]] = {}
-    for name in (name for name in TITLES if all(name in scores for scores in results.values())):
-        seeds = [scores[name] for scores in results.values()]
-        entry: dict[str, Any] = {
-            "general": _interval(seeds).as_dict(),
-            "tasks": {kind: float(np.mean([scores["tasks"][kind] for scores in seeds])) for kind in TASKS},
-            "kl_teacher": float(np.mean([scores["kl_teacher"] for scores in seeds])),
-            "attention_kl": float(np.mean([scores["attention_kl"] for scores in seeds])),
-        }
-        if name != "teacher":
-            entry["seconds"] = float(np.mean([scores["seconds"] for scores in seeds]))
-        if name not in ("teacher", BASELINE):
-            entry["over_sft"] = _difference(seeds, [scores[BASELINE] for scores in results.values()]).as_dict()
+    for name in (name for name in TITLES if all(name in seed["scores"]["models"] for seed in seeds)):
+        entries = [seed["scores"]["models"][name] for seed in seeds]
+        entry: dict[str, Any] = {"title": TITLES[name]}
+        for key in ("general", "domain", "recovery", "retention", "kl_reference", "kl_expert"):
+            entry[key] = _interval([each[key] for each in entries])
+        entry["tasks"] = _tasks(entries)
+        distances = [seed["distances"][name] for seed in seeds if name in seed["distances"]]
+        if distances:
+            entry["kl_teacher"] = float(np.mean([each["kl_teacher"] for each in distances]))
+            entry["attention_kl"] = float(np.mean([each["attention_kl"] for each in distances]))
+        if all(name in seed["seconds"] for seed in seeds):
+            entry["seconds"] = float(np.mean([seed["seconds"][name] for seed in seeds]))
+        if name in seeds[0]["mixtures"]:
+            entry["mixture"] = seeds[0]["mixtures"][name]
+        if len(seeds) > 1 and name not in ("teacher", BASELINE) and name in (*DISTILLED, "sft_clean"):
+            entry["over_sft"] = _paired(seeds, name, BASELINE, "general").as_dict()
         models[name] = entry
     return models
 
 
-def table(models: Mapping[str, Mapping[str, Any]]) -> str:
-    """Plain text: a line per task kind, a column per model, then the means and distances."""
-    lines = [["exact match", *(TITLES[name] for name in models)]]
-    lines += [[kind, *(f"{model['tasks'][kind]:.2f}" for model in models.values())] for kind in TASKS]
-    general = [model["general"] for model in models.values()]
+def _paired(seeds: Sequence[Seed], name: str, other: str, role: str) -> Interval:
+    models = [seed["scores"]["models"] for seed in seeds]
+    return over_seeds([each[name][role]["score"] - each[other][role]["score"] for each in models])
+
+
+def _tasks(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Exact match by task, of both datasets."""
+    found: dict[str, list[float]] = {}
+    for entry in entries:
+        for dataset in entry["datasets"].values():
+            for task, score in dataset["tasks"].items():
+                found.setdefault(task, []).append(score["score"])
+    return {task: float(np.mean(values)) for task, values in found.items()}
+
+
+def pareto_front(models: Models) -> list[str]:
+    """The models that no other is better than in one of general and domain score without being worse in the other."""
+    points = {name: (entry["general"]["score"], entry["domain"]["score"]) for name, entry in models.items()}
+
+    def beaten(name: str) -> bool:
+        g, d = points[name]
+        return any(og >= g and od >= d and (og > g or od > d) for other, (og, od) in points.items() if other != name)
+
+    return sorted((name for name in points if not beaten(name)), key=lambda name: points[name])
+
+
+# --- tables ----------------------------------------------------------------------------------------------------
+
+
+def distillation_table(models: Models) -> str:
+    """Stage 1: a line per general task, a column per model, then the means and distances to the teacher."""
+    shown = {name: models[name] for name in ("teacher", *DISTILLED, "sft_clean") if name in models}
+    lines = [["exact match", *(TITLES[name] for name in shown)]]
+    lines += [[task, *(f"{model['tasks'][task]:.2f}" for model in shown.values())] for task in TASKS]
+    general = [model["general"] for model in shown.values()]
     lines += [
         ["mean", *(f"{each['score']:.3f}" for each in general)],
-        ["95 % interval", *(f"{each['low']:.2f} to {each['high']:.2f}" for each in general)],
-        ["KL to the teacher", *(f"{model['kl_teacher']:.3f}" for model in models.values())],
-        ["attention KL", *(f"{model['attention_kl']:.3f}" for model in models.values())],
-        ["seconds", *(f"{model['seconds']:.0f}" if "seconds" in model else "" for model in models.values())],
+        ["95 % interval", *(_range(each) for each in general)],
+        ["KL to the teacher", *(_number(model.get("kl_teacher")) for model in shown.values())],
+        ["attention KL", *(_number(model.get("attention_kl")) for model in shown.values())],
+        ["seconds", *(_number(model.get("seconds"), 0) for model in shown.values())],
     ]
+    return _table(lines, rules=(1, len(TASKS) + 1))
+
+
+def alignment_table(models: Models) -> str:
+    """Stage 2: a line per model, what it knows in general and of the shop, what it gained and what it kept."""
+    head = ["", "general", "95 % interval", "shop", "95 % interval", "recovery", "retention", "KL to ref.", "seconds"]
+    lines = [head]
+    for name, model in models.items():
+        if name == "teacher" or (METHODS[name].part == "distil" and name != REFERENCE):
+            continue
+        lines.append(
+            [
+                "reference (KD, both)" if name == REFERENCE else TITLES[name],
+                f"{model['general']['score']:.3f}",
+                _range(model["general"]),
+                f"{model['domain']['score']:.3f}",
+                _range(model["domain"]),
+                _number(None if model["recovery"] is None else model["recovery"]["score"], 2),
+                _number(None if model["retention"] is None else model["retention"]["score"], 2),
+                _number(None if model["kl_reference"] is None else model["kl_reference"]["score"]),
+                _number(model.get("seconds"), 0),
+            ]
+        )
+    return _table(lines, rules=(1,))
+
+
+def _range(interval: Mapping[str, float]) -> str:
+    return f"{interval['low']:.2f} to {interval['high']:.2f}"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _table(lines: Sequence[Sequence[str]], *, rules: Sequence[int]) -> str:
+    """Columns to the right but the first; a rule before each line whose number is in `rules`."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     rows = [
         "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
         for line in lines
     ]
-    rule = "-" * len(rows[0])
-    return "\n".join([rows[0], rule, *rows[1 : len(TASKS) + 1], rule, *rows[len(TASKS) + 1 :]])
+    out = []
+    for number, row in enumerate(rows):
+        out += ["-" * len(row)] if number in rules else []
+        out.append(row)
+    return "\n".join(out)

@@ -108,7 +108,10 @@ def _initials(rng: random.Random) -> tuple[str, str]:
     return f"initials {' '.join(words)}", "".join(word[0] for word in words)
 
 
-TASKS: Mapping[str, Callable[[random.Random], tuple[str, str]]] = {
+Tasks = Mapping[str, Callable[[random.Random], tuple[str, str]]]
+"""Task kind to the function which draws one (prompt, right answer)."""
+
+TASKS: Tasks = {
     "add": _add,
     "subtract": _subtract,
     "larger": _larger,
@@ -122,7 +125,7 @@ TASKS: Mapping[str, Callable[[random.Random], tuple[str, str]]] = {
     "ends": _ends,
     "initials": _initials,
 }
-"""Task kind to the function which draws one (prompt, right answer)."""
+"""The general kinds."""
 
 
 def split_of(prompt: str) -> Split:
@@ -131,15 +134,15 @@ def split_of(prompt: str) -> Split:
     return "test" if int.from_bytes(digest[:4], "big") % _TEST_BUCKETS == 0 else "train"
 
 
-def draw(kind: str, split: Split, rng: random.Random) -> tuple[str, str]:
+def draw(kind: str, split: Split, rng: random.Random, tasks: Tasks = TASKS) -> tuple[str, str]:
     """One (prompt, right answer) of `kind` whose prompt belongs to `split`."""
     while True:
-        prompt, answer = TASKS[kind](rng)
+        prompt, answer = tasks[kind](rng)
         if split_of(prompt) == split:
             return prompt, answer
 
 
-def spoil(kind: str, answer: str, rng: random.Random) -> str:
+def spoil(kind: str, answer: str, rng: random.Random, tasks: Tasks = TASKS) -> str:
     """A public annotator's bad answer: wrong, truncated or sloppy, and never equal to `answer`.
 
     - wrong: the right answer of some other prompt of the same kind;
@@ -163,12 +166,12 @@ def spoil(kind: str, answer: str, rng: random.Random) -> str:
         if slip != answer:
             return slip
     while True:
-        other = TASKS[kind](rng)[1]
+        other = tasks[kind](rng)[1]
         if other != answer:
             return other
 
 
-def make_rows(split: Split, rows: int, seed: int, *, noise: float = 0.0) -> list[TaskRow]:
+def make_rows(split: Split, rows: int, seed: int, *, noise: float = 0.0, tasks: Tasks = TASKS) -> list[TaskRow]:
     """`rows` examples, the kinds in equal shares to one row, in an order which depends on the seed alone.
 
     Args:
@@ -177,6 +180,7 @@ def make_rows(split: Split, rows: int, seed: int, *, noise: float = 0.0) -> list
         seed: the same seed gives the same rows on every machine.
         noise: probability, per row, that the answer is spoiled (see `spoil`). A spoiled row keeps its prompt, and the
             prompts of a noisy set are those of the clean set with the same seed.
+        tasks: the kinds to draw from.
 
     Raises:
         ValueError: `noise` for test rows, which are always clean, or outside [0, 1].
@@ -187,14 +191,14 @@ def make_rows(split: Split, rows: int, seed: int, *, noise: float = 0.0) -> list
         raise ValueError("noise: test rows are always clean; give 0, or split 'train'")
     drawing = random.Random(f"rows {split} {seed}")
     spoiling = random.Random(f"noise {split} {seed}")
-    kinds = list(TASKS)
+    kinds = list(tasks)
     order = [kinds[i % len(kinds)] for i in range(rows)]
     drawing.shuffle(order)
     made: list[TaskRow] = []
     for kind in order:
-        prompt, answer = draw(kind, split, drawing)
+        prompt, answer = draw(kind, split, drawing, tasks)
         if spoiling.random() < noise:
-            answer = spoil(kind, answer, spoiling)
+            answer = spoil(kind, answer, spoiling, tasks)
         turns: list[ChatMessage] = [
             {"role": "user", "content": prompt},
             {"role": "assistant", "content": answer},

@@ -1,4 +1,4 @@
-"""Trains and scores one method of one seed, in a process of its own: `python -m preceptor.pocket.worker RECIPE METHOD`.
+"""Runs one stage of one seed, in a process of its own: `python -m preceptor.pocket.worker RECIPE STAGE`.
 
 Two such processes with one thread each finish 30–40 % sooner on two cores than one process with two threads, because
 matrices of pocket size leave a second thread little to do.
@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,14 +19,14 @@ from preceptor.data.chat import EncodedRow, encode_rows
 from preceptor.data.collator import Collator
 from preceptor.data.rows import read_rows
 from preceptor.errors import InputError, RunFailed
-from preceptor.evaluation.exact_match import exact_match, questions_of
 from preceptor.evaluation.measure import by_length, measure
-from preceptor.files import json_text, sha256_file, write_atomic
+from preceptor.files import json_text, write_atomic
 from preceptor.models.load import load_model
 from preceptor.models.tokenizers import load_tokenizer
 from preceptor.objective import Attention, Logits, Objective
-from preceptor.pocket.study import TEACHER, TEACHER_SPEC
-from preceptor.recipe import DatasetSpec, ModelSpec, load_recipe
+from preceptor.pocket.study import METHODS, TEACHER_SPEC
+from preceptor.recipe import DatasetSpec, ModelSpec, Recipe, load_recipe, models_of
+from preceptor.recipe.base import stage_of
 from preceptor.runs import run
 from preceptor.signals import TokenBatch
 from preceptor.teachers import ModelTeacher
@@ -36,26 +35,52 @@ Log = Callable[[str], None]
 BATCH = 128
 
 
-def score_model(model_spec: ModelSpec, test: Path) -> dict[str, Any]:
-    """Exact match per task on the rows of `test`, and the distance to the teacher on their answers.
+def stage_directory(recipe: Path, stage: str) -> Path:
+    """Where the stage of a seed's recipe is run.
 
-    Returns:
-        `score` (mean over tasks), `tasks` {kind: share}, `correct` (one "0" or "1" per question, in order), `kinds`
-        (the task of each question), `kl_teacher` and `attention_kl` (nats per target position; the attention's mean
-        over heads and layers).
+    Every stage has a run directory of its own, because a run directory is locked while in use.
     """
-    tokenizer = load_tokenizer(model_spec)
-    model = load_model(model_spec, role="teacher")
-    rows = [json.loads(line) for line in test.read_text(encoding="utf-8").splitlines()]
-    longest = max(len(row["messages"][-1]["content"]) for row in rows)
-    found = exact_match(model, tokenizer, questions_of(rows), max_new_tokens=longest + 2, batch_size=BATCH)
-    return {
-        "score": found.score,
-        "tasks": found.by_task,
-        "correct": "".join(str(int(right)) for right in found.correct),
-        "kinds": [question.task for question in found.questions],
-        **distance_to_teacher(model, tokenizer, test),
-    }
+    return recipe.parent / "runs" / stage / stage
+
+
+def run_stage(recipe_path: Path, stage: str, log: Log) -> None:
+    """Run one stage whose models are there, or keep what is done.
+
+    The untrained student is made anew in each run directory: its weights depend on the seed alone.
+    """
+    written = load_recipe(recipe_path)
+    overrides = [f"runs_dir={json.dumps(str(recipe_path.parent / 'runs'))}", f"name={stage}"]
+    recipe = load_recipe(recipe_path, [*overrides, *_found_beside(written, recipe_path, stage)])
+    if "student" in recipe.stage_reads(stage):
+        run(recipe, only="student", log=log)
+    run(recipe, only=stage, log=log)
+    if stage in METHODS and METHODS[stage].part in ("distil", "clean"):
+        _keep_distance(recipe_path, stage)
+
+
+def _found_beside(recipe: Recipe, path: Path, stage: str) -> list[str]:
+    """Overrides that replace `stage:NAME` by the model which that stage left in its own run directory."""
+    overrides = []
+    for key, model in models_of(recipe.stages[stage]).items():
+        source = stage_of(model.path)
+        if source not in (None, "student"):
+            folder = stage_directory(path, str(source)) / "model"
+            overrides.append(f"stages.{stage}.{'.'.join(map(str, key))}={json.dumps(str(folder))}")
+    return overrides
+
+
+def _keep_distance(recipe_path: Path, stage: str) -> None:
+    """Write how far a distilled student is from the teacher, once for each result of the stage."""
+    directory = stage_directory(recipe_path, stage)
+    identity = json.loads((directory / "stage.json").read_text(encoding="utf-8"))["identity"]
+    path = directory / "distance.json"
+    if path.exists() and json.loads(path.read_text(encoding="utf-8"))["identity"] == identity:
+        return
+    spec = ModelSpec(path=str(directory / "model"))
+    found = distance_to_teacher(
+        load_model(spec, role="teacher"), load_tokenizer(spec), recipe_path.parent / "test.jsonl"
+    )
+    write_atomic(path, json_text({"identity": identity, **found}))
 
 
 def distance_to_teacher(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, test: Path) -> dict[str, float]:
@@ -75,52 +100,8 @@ def distance_to_teacher(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     return {"kl_teacher": totals["logits"], "attention_kl": totals["attention"]}
 
 
-def run_method(recipe_path: Path, method: str, log: Log) -> dict[str, Any]:
-    """Train `method` from its seed's untrained student, or keep what is done, and score it.
-
-    Every method has a run directory of its own, because a run directory is locked while in use. Initial weights
-    depend on the seed alone, so all of them start from the same student.
-    """
-    runs = recipe_path.parent / "runs"
-    recipe = load_recipe(recipe_path, [f"runs_dir={json.dumps(str(runs))}", f"name={method}"])
-    run(recipe, only="student", log=log)
-    stage = run(recipe, only=method, log=log)["stages"][method]
-    directory = runs / method / method
-    identity = json.loads((directory / "stage.json").read_text(encoding="utf-8"))["identity"]
-    scores = _kept(directory / "scores.json", identity)
-    if scores is None:
-        scores = score_model(ModelSpec(path=str(directory / "model")), recipe_path.parent / "test.jsonl")
-        scores |= {"identity": identity, "seconds": stage["seconds"], "steps": stage["steps"]}
-        write_atomic(directory / "scores.json", json_text(scores))
-    log(f"{method}: exact match {scores['score']:.3f}, KL to the teacher {scores['kl_teacher']:.3f}")
-    return dict(scores)
-
-
-def score_teacher(recipe_path: Path, log: Log) -> dict[str, Any]:
-    """The teacher's own scores on one seed's test rows: what the students could reach."""
-    path = recipe_path.parent / "runs" / "teacher.json"
-    identity = sha256_file(TEACHER / "model.safetensors")
-    scores = _kept(path, identity)
-    if scores is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scores = score_model(ModelSpec(**TEACHER_SPEC), recipe_path.parent / "test.jsonl")
-        scores |= {"identity": identity}
-        write_atomic(path, json_text(scores))
-    log(f"teacher: exact match {scores['score']:.3f}")
-    return dict(scores)
-
-
-def _kept(path: Path, identity: str) -> Mapping[str, Any] | None:
-    """Scores of an earlier run, if they are of the same stage."""
-    if not path.exists():
-        return None
-    scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return scores if scores["identity"] == identity else None
-
-
 def main(argv: Sequence[str]) -> int:
     """Run one job; progress goes to standard output, one error sentence to standard error."""
-    recipe, job = Path(argv[0]), argv[1]
     torch.set_num_threads(1)
     disable_progress_bar()
 
@@ -129,10 +110,7 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.flush()
 
     try:
-        if job == "teacher":
-            score_teacher(recipe, log)
-        else:
-            run_method(recipe, job, log)
+        run_stage(Path(argv[0]), argv[1], log)
     except InputError as error:
         sys.stderr.write(f"{error}\n")
         return 2

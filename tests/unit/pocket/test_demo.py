@@ -10,12 +10,15 @@ import yaml
 
 from preceptor.errors import InputError
 from preceptor.pocket.demo import main
-from preceptor.pocket.study import METHODS, NOISE, TEACHER, Size, study_recipe, write_study
+from preceptor.pocket.shop import SHOP, make_shop_rows
+from preceptor.pocket.study import ALIGNED, DISTILLED, METHODS, NOISE, TEACHER, Size, study_recipe, write_study
 from preceptor.pocket.tasks import TASKS, make_rows
-from preceptor.pocket.worker import run_method
+from preceptor.pocket.worker import run_stage
 from preceptor.recipe import load_recipe
 
-TOY = Size(steps=4, rows_per_step=8, epochs=2)
+TOY = Size(steps=4, rows_per_step=8, epochs=2, shop_rows=24, expert_steps=2, align_steps=2)
+LONGER = Size(steps=5, rows_per_step=8, epochs=2, shop_rows=24, expert_steps=2, align_steps=2)
+SHOWN = (*DISTILLED, *ALIGNED)
 
 
 @pytest.mark.slow
@@ -23,14 +26,24 @@ def test_the_demo_writes_its_report_and_figures_and_keeps_what_is_done(tmp_path:
     out = tmp_path / "demo"
     lines: list[str] = []
     report = main(out, False, None, lines.append, TOY)
-    assert list(report["models"]) == ["teacher", *METHODS]
+    assert list(report["models"]) == ["teacher", *SHOWN]
     assert report["models"]["teacher"]["general"]["score"] >= 0.95
-    assert report["models"]["teacher"]["kl_teacher"] == pytest.approx(0, abs=1e-6)
-    for name in METHODS:
+    assert report["models"]["teacher"]["domain"]["score"] <= 0.05, "the shop is nothing the teacher could know"
+    for name in SHOWN:
         entry = report["models"][name]
-        assert set(entry["tasks"]) == set(TASKS)
-        assert entry["kl_teacher"] > 0.5
-        assert entry["attention_kl"] > 0.05
+        assert set(entry["tasks"]) == {*TASKS, *SHOP}
+        assert ("kl_teacher" in entry) == (name in DISTILLED)
+        assert entry["retention"] is None or entry["kl_reference"]["score"] >= -1e-6
+    for name in DISTILLED:
+        assert report["models"][name]["kl_teacher"] > 0.5
+        assert report["models"][name]["attention_kl"] > 0.05
+    # Every aligned model saw the same rows of the shop, and a step's teachers only their own.
+    mixture = report["models"]["dae"]["mixture"]
+    assert mixture == report["models"]["replay"]["mixture"]
+    assert mixture["shop"]["rows"] == 4
+    assert mixture["public"]["rows"] == 12
+    logged = (out / "seed-43/runs/dae/dae/metrics.jsonl").read_text().splitlines()
+    assert {"logits/shop", "logits/public", "attention/shop", "targets/shop"} <= json.loads(logged[-1]).keys()
     # The other losses of a run are measured although they are not minimised.
     logged = (out / "seed-43/runs/kd_prediction/kd_prediction/metrics.jsonl").read_text().splitlines()
     assert all(json.loads(logged[-1])[key] > 0.05 for key in ("logits", "attention", "grad_norm"))
@@ -40,14 +53,14 @@ def test_the_demo_writes_its_report_and_figures_and_keeps_what_is_done(tmp_path:
     assert saved["models"] == report["models"]
     assert (out / "results" / "seed-43.json").exists()
     assert "KD, both" in lines[-1]
-    # Again: nothing is trained twice and the scores are the same.
+    assert "interpolation, 0.5" in lines[-1]
+    # Again: nothing is trained twice.
     again: list[str] = []
-    scores = run_method(out / "seed-43" / "recipe.yaml", "sft", again.append)
-    assert scores["score"] == report["models"]["sft"]["general"]["score"]
-    assert sum("kept" in line for line in again) == 2
+    run_stage(out / "seed-43" / "recipe.yaml", "dae", again.append)
+    assert sum("kept" in line for line in again) == 1
     # Another length in the same folder is refused, and the old report stays.
     with pytest.raises(InputError, match=r"holds a demo of other settings \(steps\); give another folder with --out"):
-        main(out, False, None, again.append, Size(steps=5, rows_per_step=8, epochs=2))
+        main(out, False, None, again.append, LONGER)
     assert json.loads((out / "report.json").read_text()) == saved
 
 
@@ -57,24 +70,42 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         main(tmp_path / "file" / "demo", False, None, lambda line: None, TOY)
 
 
-def test_methods_differ_in_objective_and_learning_rate_alone(tmp_path: Path) -> None:
-    recipe = load_recipe(write_study(tmp_path, 43, TOY))
-    assert list(recipe.stages) == ["student", *METHODS]
-    stages = study_recipe(43, TOY)["stages"]
-    common = []
-    for name in METHODS:
+def test_methods_of_one_length_differ_in_what_they_follow_alone(tmp_path: Path) -> None:
+    noisy = [name for name, method in METHODS.items() if method.part != "clean"]
+    recipe = load_recipe(write_study(tmp_path, 43, TOY, noisy))
+    assert list(recipe.stages) == ["student", *noisy, "scores"]
+    stages = study_recipe(43, TOY, noisy)["stages"]
+    common: dict[str, list[dict[str, object]]] = {}
+    for name in noisy:
+        if METHODS[name].learning_rate is None:
+            continue
         stage = {**stages[name], "training": {**stages[name]["training"]}}
         assert stage["training"].pop("learning_rate") == METHODS[name].learning_rate
-        common.append({key: stage[key] for key in ("data", "rows_per_step", "max_length", "training")})
-        assert set(stage) - set(common[0]) <= {"kind", "model", "student", "teacher", "objective"}
-    assert all(each == common[0] for each in common)
+        alike = {key: stage[key] for key in ("rows", "rows_per_step", "max_length", "training")}
+        common.setdefault(METHODS[name].length, []).append(alike)
+        assert set(stage) - {*alike, "data"} <= {"kind", "model", "student", "teacher", "objective"}
+    assert all(each == group[0] for group in common.values() for each in group)
+    assert stages["dae"]["data"] == stages["replay"]["data"] == stages["swapped"]["data"] == stages["mol"]["data"]
+
+
+def test_the_recipe_without_noise_reads_the_models_of_the_other(tmp_path: Path) -> None:
+    elsewhere = {"kd_both": tmp_path / "kd_both", "expert": tmp_path / "expert"}
+    stages = study_recipe(43, TOY, ["dae_10_clean", "replay_10_clean"], elsewhere)["stages"]
+    assert stages["dae_10_clean"]["teacher"]["routes"] == {
+        "shop": str(tmp_path / "expert"),
+        "public": str(tmp_path / "kd_both"),
+    }
+    assert stages["replay_10_clean"]["model"] == str(tmp_path / "kd_both")
+    assert "scores" not in stages
 
 
 def test_public_rows_are_noisy_and_test_rows_clean(tmp_path: Path) -> None:
-    write_study(tmp_path, 43, TOY)
+    write_study(tmp_path, 43, TOY, ["kd_both"])
     public = [json.loads(line) for line in (tmp_path / "public.jsonl").read_text().splitlines()]
     test = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+    shop = [json.loads(line) for line in (tmp_path / "shop.jsonl").read_text().splitlines()]
     assert public == make_rows("train", 16, 43, noise=NOISE)
+    assert shop == make_shop_rows("train", 24, 43)
     assert test == make_rows("test", len(test), 43)
     assert not {row["messages"][0]["content"] for row in public} & {row["messages"][0]["content"] for row in test}
 
