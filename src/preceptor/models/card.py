@@ -57,9 +57,16 @@ def render_card(
     return "\n".join(lines)
 
 
+_UNTRAINED = {
+    "init": "A model with untrained weights, drawn from a seed.",
+    "compose": "A mixture of experts made of the weights of dense models, not trained since.",
+    "merge": "A model whose weights lie between those of two others, not trained since.",
+}
+
+
 def _sentence(kind: str, student: str | None, teacher: str | Mapping[str, str] | None) -> str:
-    if kind == "init":
-        return "A model with untrained weights, drawn from a seed."
+    if kind in _UNTRAINED:
+        return _UNTRAINED[kind]
     start = "a new model" if student is None else f"`{student}`"
     if teacher is None:
         return f"Fine-tuned from {start} on the data below."
