@@ -8,7 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from preceptor.signals import TokenBatch
 
@@ -35,6 +47,42 @@ def mistral(
 ) -> PreTrainedModel:
     """A random Mistral, with a sliding window where `sliding_window` is given."""
     return _model(MistralConfig, MistralForCausalLM, seed, dtype, sharpness, {"sliding_window": None, **changes})
+
+
+SPARSE: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "mixtral": (MixtralConfig, MixtralForCausalLM, {"num_local_experts": 5}),
+    "qwen2_moe": (Qwen2MoeConfig, Qwen2MoeForCausalLM, {"num_experts": 5, "shared_expert_intermediate_size": 16}),
+    "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM, {"num_experts": 5, "head_dim": 6}),
+}
+
+
+def sparse(
+    kind: str, seed: int, dtype: torch.dtype = torch.float32, *, sharpness: float = 1.0, **changes: Any
+) -> PreTrainedModel:
+    """A random mixture of 5 experts, 2 per token, whose routers prefer some of them."""
+    config_class, model_class, sizes = SPARSE[kind]
+    settings = {"moe_intermediate_size": 12, "num_experts_per_tok": 2, "sliding_window": None, **sizes, **changes}
+    model = _model(config_class, model_class, seed, dtype, sharpness, settings)
+    model.set_experts_implementation("eager")  # the grouped kernels know no float64
+    if dtype == torch.float64:
+        make_routers_exact(model)
+    return model
+
+
+def make_routers_exact(model: PreTrainedModel) -> None:
+    """Let the routers of a float64 model compute in float64."""
+    for module in model.modules():
+        if type(module).__name__.endswith("TopKRouter"):
+            module.forward = MethodType(_exact_router, module)
+
+
+def _exact_router(router: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Without transformers' rounding of the weights to float32."""
+    logits = hidden.reshape(-1, router.hidden_dim) @ router.weight.T
+    weights, chosen = logits.softmax(-1).topk(router.top_k, dim=-1)
+    if getattr(router, "norm_topk_prob", True):
+        weights = weights / weights.sum(-1, keepdim=True)
+    return logits, weights, chosen
 
 
 def _model(config_class: Any, model_class: Any, seed: int, dtype: torch.dtype, sharpness: float, changes: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from preceptor.data.collator import Collator
     from preceptor.data.prepare import load_rows
-    from preceptor.objective import Attention, Logits, NextToken, Objective
+    from preceptor.objective import Attention, Logits, NextToken, Objective, RouterBalance
     from preceptor.recipe import load_recipe
     from preceptor.runs import run
     from preceptor.signals import TokenBatch
@@ -30,6 +30,7 @@ _HOMES = {
     "NextToken": "preceptor.objective",
     "Objective": "preceptor.objective",
     "RoutedTeacher": "preceptor.teachers",
+    "RouterBalance": "preceptor.objective",
     "TokenBatch": "preceptor.signals",
     "load_rows": "preceptor.data.prepare",
     "load_recipe": "preceptor.recipe",
@@ -45,6 +46,7 @@ __all__ = [
     "NextToken",
     "Objective",
     "RoutedTeacher",
+    "RouterBalance",
     "TokenBatch",
     "__version__",
     "load_recipe",

@@ -39,6 +39,9 @@ class StepMetrics:
         self.sums_TK = torch.zeros(shape, dtype=torch.float64, device=self._device)
         self.weighted_sum = torch.zeros((), dtype=torch.float64, device=self._device)
         self.targets_K = torch.zeros(shape[1], dtype=torch.int64, device=self._device)
+        routers = self._objective.routers
+        load = (0, 0) if routers is None else (routers.layers, routers.experts)
+        self.expert_load_LE = torch.zeros(load, dtype=torch.float64, device=self._device)
         self.tokens = 0
         self.skipped_steps = 0
         self._started = time.perf_counter()
@@ -62,11 +65,13 @@ class StepMetrics:
         self.weighted_sum += sums.loss.detach()
         self.targets_K += sums.targets_K
         self.tokens += tokens
+        if sums.expert_load_LE is not None:
+            self.expert_load_LE += sums.expert_load_LE
 
     def read(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """The log line, summed over ranks by `reduce`."""
         seconds = max(time.perf_counter() - self._started, 1e-9)
-        sums_TK, weighted_sum, targets_K, tokens = self._reduced(reduce)
+        sums_TK, weighted_sum, targets_K, tokens, load_LE = self._reduced(reduce)
         K = len(targets_K)
         targets = float(targets_K.sum())
         line = {"loss": weighted_sum / max(targets, 1)}
@@ -79,35 +84,43 @@ class StepMetrics:
                 for t, name in enumerate(self._objective.names):
                     if count:
                         line[f"{name}/{route}"] = float(sums_TK[t, k]) / count
+        if load_LE.numel():
+            share_LE = load_LE / load_LE.sum(1, keepdim=True).clamp_min(1)
+            # The least of any layer: 0 is an expert that no token chose.
+            line |= {"expert_share_min": float(share_LE.min()), "expert_share_max": float(share_LE.max())}
         line |= {"targets": targets, "tokens": tokens, "skipped_steps": float(self.skipped_steps)}
         line |= {"targets_per_second": targets / seconds, "tokens_per_second": tokens / seconds}
         return line | {"peak_memory_mb": peak_memory_mb(self._device), "seconds": seconds}
 
     def state(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         """What a checkpoint keeps: the sums of all ranks."""
-        sums_TK, weighted_sum, targets_K, tokens = self._reduced(reduce)
+        sums_TK, weighted_sum, targets_K, tokens, load_LE = self._reduced(reduce)
         return {
             "sums": sums_TK.tolist(),
             "weighted_sum": weighted_sum,
             "targets": [int(count) for count in targets_K],
             "tokens": int(tokens),
+            "expert_load": load_LE.tolist(),
             "skipped_steps": self.skipped_steps,
             "skipped_total": self.skipped_total,
         }
 
-    def _reduced(self, reduce: Callable[[Tensor], Tensor]) -> tuple[Tensor, float, Tensor, float]:
-        """Sums [T, K], weighted sum, targets [K] and tokens, of all ranks."""
+    def _reduced(self, reduce: Callable[[Tensor], Tensor]) -> tuple[Tensor, float, Tensor, float, Tensor]:
+        """Sums [T, K], weighted sum, targets [K], tokens and expert load [L, E], of all ranks."""
         T, K = self.sums_TK.shape
+        load_LE = self.expert_load_LE
         counts = torch.cat([self.targets_K.double(), torch.tensor([self.tokens], device=self._device).double()])
-        flat = reduce(torch.cat([self.sums_TK.flatten(), self.weighted_sum[None], counts]))
-        sums, weighted_sum, targets_K, tokens = flat.split([T * K, 1, K, 1])
-        return sums.view(T, K), float(weighted_sum), targets_K, float(tokens)
+        flat = reduce(torch.cat([self.sums_TK.flatten(), self.weighted_sum[None], counts, load_LE.flatten()]))
+        sums, weighted_sum, targets_K, tokens, load = flat.split([T * K, 1, K, 1, load_LE.numel()])
+        return sums.view(T, K), float(weighted_sum), targets_K, float(tokens), load.view_as(load_LE)
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.reset()
         self.sums_TK += torch.tensor(state["sums"], dtype=torch.float64, device=self._device)
         self.weighted_sum += state["weighted_sum"]
         self.targets_K += torch.tensor(state["targets"], device=self._device)
+        if self.expert_load_LE.numel():
+            self.expert_load_LE += torch.tensor(state["expert_load"], dtype=torch.float64, device=self._device)
         self.tokens, self.skipped_steps = state["tokens"], state["skipped_steps"]
         self.skipped_total = state["skipped_total"]
 

@@ -10,10 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from preceptor.models.sampling import sample
+from preceptor.evaluation.answers import exact, greedy_answers
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class ExactMatch:
 
     @property
     def correct(self) -> tuple[bool, ...]:
-        return tuple(a.strip() == q.answer.strip() for q, a in zip(self.questions, self.answers, strict=True))
+        return tuple(bool(exact(a, q.answer)) for q, a in zip(self.questions, self.answers, strict=True))
 
     @property
     def by_task(self) -> dict[str, float]:
@@ -87,36 +86,10 @@ def exact_match(
         )["input_ids"]
         for question in questions
     ]
-    answers = [""] * len(questions)
-    # Prompts of similar length together: less padding.
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     training = model.training
     model.eval()
     try:
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            found = greedy(model, tokenizer, [prompts[i] for i in chosen], max_new_tokens=max_new_tokens)
-            for i, tokens in zip(chosen, found, strict=True):
-                answers[i] = str(tokenizer.decode(tokens, skip_special_tokens=True))
+        answers = greedy_answers(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
     finally:
         model.train(training)
     return ExactMatch(tuple(questions), tuple(answers))
-
-
-def greedy(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-) -> list[list[int]]:
-    """The most likely next token again and again, for all prompts at once; the end-of-sequence token is left out.
-
-    Whose tokens they are does not depend on what else is in the batch; see `sampling.sample`.
-    """
-    end = tokenizer.eos_token_id
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
-    # At temperature 0 the numbers are not looked at; how many there are is how long an answer may get.
-    unused = [torch.zeros(max_new_tokens, dtype=torch.float64)] * len(prompts)
-    written = sample(model, prompts, unused, stop={end}, temperature=0.0, pad_token_id=pad)
-    return [row.tokens for row in written]

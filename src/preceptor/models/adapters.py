@@ -50,8 +50,9 @@ def put_adapter(model: PreTrainedModel | PeftModel, folder: Path, given: str, *,
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # missing names are an error below
             if isinstance(model, PeftModel):
-                wrapped = model
+                wrapped, training = model, model.training
                 wrapped.load_adapter(str(folder), name, is_trainable=False, autocast_adapter_dtype=False)
+                wrapped.train(training)  # PEFT leaves it in evaluation mode, and it may be a student
             else:
                 wrapped = PeftModel.from_pretrained(
                     model, str(folder), adapter_name=name, config=config, autocast_adapter_dtype=False

@@ -13,6 +13,8 @@ recomputation under gradient checkpointing meets the observer of its own forward
 from __future__ import annotations
 
 import sys
+import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +30,8 @@ from preceptor.signals import Head, LayerShape
 
 OBSERVER = "preceptor_observer"
 """Keyword argument under which an observer travels through a model's forward to its attention functions."""
+UNREADABLE = {"s_aux": "attention sinks", "position_bias": "a position bias"}
+"""Keyword arguments of attention functions that queries and keys do not tell."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class AttentionCall:
     scale: float
     window: int | None
     softcap: float | None
+    unreadable: str | None = None
+    """What else decides the attention rows, so that queries and keys do not."""
 
 
 class Observer(Protocol):
@@ -147,6 +153,20 @@ AttentionFunction = Callable[..., tuple[Tensor, Any]]
 _depth = 0
 
 
+class _Running(threading.local):
+    """On this thread, the observer that the last call of an attention function carried."""
+
+    observer: Callable[[], Observer | None] = staticmethod(lambda: None)
+
+
+_running = _Running()
+
+
+def layer_observer() -> Observer | None:
+    """The observer of what runs behind attention in the same layer, also when a checkpointed layer is recomputed."""
+    return _running.observer()
+
+
 @contextmanager
 def attention_taps() -> Iterator[None]:
     """Let observers see attention, in forwards *and backwards* run within the block (checkpoints recompute there)."""
@@ -183,15 +203,11 @@ def _tapped(function: AttentionFunction) -> AttentionFunction:
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Any]:
         observer: Observer | None = kwargs.pop(OBSERVER, None)
+        # Weakly: nothing of a step may outlive it.
+        _running.observer = (lambda: None) if observer is None else weakref.ref(observer)
         output, maps = function(module, query, key, value, *args, **kwargs)
         if observer is None:
             return output, maps
-        for unknown, why in (("s_aux", "attention sinks"), ("position_bias", "a position bias")):
-            if kwargs.get(unknown) is not None:
-                raise InputError(
-                    f"{type(module).__name__} uses {why}, which the attention term cannot read from queries and keys; "
-                    "leave `{kind: attention}` out of the objective"
-                )
         scale = kwargs.get("scaling")
         call = AttentionCall(
             layer=int(module.layer_idx),  # type: ignore[arg-type]
@@ -201,6 +217,7 @@ def _tapped(function: AttentionFunction) -> AttentionFunction:
             scale=float(query.shape[-1] ** -0.5 if scale is None else scale),
             window=kwargs.get("sliding_window"),
             softcap=kwargs.get("softcap"),
+            unreadable=next((why for name, why in UNREADABLE.items() if kwargs.get(name) is not None), None),
         )
         return observer.at_attention(call, output), maps
 
@@ -213,11 +230,17 @@ def _tapped(function: AttentionFunction) -> AttentionFunction:
 class _Probe:
     """Checks on a real call that queries and keys say all there is to know about attention."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
         self.layers: list[LayerShape] = []
         self.worst = 0.0
 
     def at_attention(self, call: AttentionCall, output: Tensor) -> Tensor:
+        if call.unreadable is not None:
+            raise InputError(
+                f"{self.kind} uses {call.unreadable}, which the attention term cannot read from queries and keys; "
+                "leave `{kind: attention}` out of the objective"
+            )
         _, H, S, D = call.q_BHSD.shape
         G = call.k_BGSD.shape[1]
         self.layers.append(LayerShape(call.layer, H, G, D))
@@ -249,7 +272,8 @@ def tapped_layers(model: nn.Module, *, name: str) -> list[LayerShape]:
     """
     config = text_config(model)
     mixed = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
-    probe = _Probe()
+    kind = type(model).__name__
+    probe = _Probe(kind)
     device = next(model.parameters()).device
     tokens = torch.arange(1, 8, device=device)[None] % config.vocab_size
     training = model.training
@@ -260,7 +284,6 @@ def tapped_layers(model: nn.Module, *, name: str) -> list[LayerShape]:
     finally:
         model.train(training)
     tapped = sorted(shape.layer for shape in probe.layers)
-    kind = type(model).__name__
     if mixed or tapped != list(range(config.num_hidden_layers)):
         seen = f"{len(tapped)} of {config.num_hidden_layers} layers" + (f", layer types {mixed}" if mixed else "")
         raise InputError(

@@ -4,7 +4,8 @@ Head terms run in the output head's forward. The attention term runs where atten
 has to survive gradient checkpointing, whose first pass builds no graph: an identity on the attention output adds dq
 and dk in its backward, and an identity on the head's input records the loss's scale before any gradient reaches the
 layers. (Returning queries and keys, or one scalar per layer, silently loses the gradient under reentrant
-checkpointing, with the right loss value.)
+checkpointing, with the right loss value.) The router_balance term adds its gradient in the same way to router logits;
+it needs all routers' load, which is known by then.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from torch import Tensor
 from preceptor.kernels.attention_kl import attention_kl
 from preceptor.kernels.linear_loss import linear_loss
 from preceptor.models.recorder import scores_of
+from preceptor.models.router_taps import RouterCall, RouterObserver, RouterShape
 from preceptor.models.taps import AttentionCall, taps_active
 from preceptor.objective.maps import LayerLink
+from preceptor.objective.router_balance import Balance, with_router_gradient
 from preceptor.objective.terms import HeadChunk, HeadTerm
 from preceptor.signals import AttentionScores, Head, Part, Signal, TokenBatch
 
 
-class StudentObserver:
+class StudentObserver(RouterObserver):
     """Computes all terms of one forward; one instance per forward, so several forwards may be in flight."""
 
     def __init__(
@@ -37,6 +40,7 @@ class StudentObserver:
         covers_TK: Tensor,
         weight_T: Tensor,
         vocabulary: int | None,
+        routers: RouterShape | None,
         wants_grad: bool,
     ) -> None:
         device = batch.input_ids.device
@@ -58,6 +62,9 @@ class StudentObserver:
         # Each part with its own rows of the batch: all layers look at the same ones.
         self.taught_rows = [(p, batch if p.rows is None else batch.select(p.rows)) for p in signal.parts]
         self.attends = bool(self.links) and self.minimised[-1]
+        # Rows of the tables: head terms, then router_balance where routers are given, then attention.
+        self.balance = None if routers is None else Balance((batch.segment_ids >= 0).flatten(), routers)
+        self.balances = self.balance is not None and self.minimised[len(head_terms)]
         self.sums_TK = torch.zeros(self.route_weight_TK.shape, dtype=torch.float64, device=device)
         self.loss: Tensor | None = None
         # The loss's scale, once the backward has reached the head's input; see _RecordScale.
@@ -111,22 +118,38 @@ class StudentObserver:
         dq_BHSD = dq_BHRD.new_zeros(B, H, positions, D).scatter_add_(2, index, dq_BHRD.mul_(self.scale))
         return dq_BHSD, dk_BGSD.mul_(self.scale)
 
+    # --- routers ----------------------------------------------------------------------------------------------
+
+    def at_router(self, call: RouterCall) -> Tensor:
+        if self.balance is None:
+            return call.weights
+        self.balance.see(call)
+        return with_router_gradient(call, self) if self.balances else call.weights
+
+    def router_gradient(self, logits_nE: Tensor) -> Tensor:
+        """[n, E] of the loss on one router's logits."""
+        assert self.balance is not None
+        if self.scale is None:
+            raise RuntimeError(
+                "the router_balance term's gradient was asked for before the loss's backward reached the head"
+            )
+        # The weight is one for all routes; with the number of targets, as in the loss.
+        factor = self.route_weight_TK[len(self.head_terms), 0] * self.batch.targets.count * self.scale
+        gradient_nE = self.balance.gradient(logits_nE)
+        return gradient_nE.mul_(factor.to(gradient_nE.dtype))
+
+    @property
+    def expert_load_LE(self) -> Tensor | None:
+        """float64 [sparse layers, experts], how often real tokens chose each expert."""
+        return None if self.balance is None else self.balance.load_LE
+
     # --- output head ------------------------------------------------------------------------------------------
 
     def at_head(self, head: Head, hidden_BSD: Tensor) -> Tensor:
         targets = self.batch.targets
-        attention = torch.zeros((), dtype=torch.float64, device=hidden_BSD.device)
-        if self.layers and self.taught:
-            missing = sorted(self.layers - self._seen)
-            if missing:
-                raise RuntimeError(
-                    f"attention layers {missing} were not tapped; call the objective inside "
-                    "`with objective.listening():`"
-                )
-            self.sums_TK[-1] *= self.covers_TK[-1]
-            attention = (self.sums_TK[-1] * self.route_weight_TK[-1]).sum()
-            if self.attends:
-                hidden_BSD, attention = _RecordScale.apply(hidden_BSD, attention, self)
+        before = self._before_head()
+        if (self.attends and self.taught) or self.balances:
+            hidden_BSD, before = _RecordScale.apply(hidden_BSD, before, self)
         order_N = _by_part(self.signal.parts, targets.count, targets.flat_N.device)
         hidden_ND = hidden_BSD.flatten(0, 1)[targets.flat_N[order_N]]
         route_N = self.batch.routes[targets.row_N[order_N]]
@@ -140,10 +163,29 @@ class StudentObserver:
             self.sums_TK[:T].index_add_(1, route_N, values_TN.double()).mul_(self.covers_TK[:T])
         weighted = (self.sums_TK[:T] * self.route_weight_TK[:T]).sum()
         # Three dimensions, as the model expects of logits; not a view, which FSDP2's hooks would not follow.
-        self.loss = (anchor + weighted + attention).to(anchor.dtype).repeat(1, 1, 1)
+        self.loss = (anchor + weighted + before).to(anchor.dtype).repeat(1, 1, 1)
         # Everything a teacher said has been used: its hidden states, queries and keys need not outlive the forward.
         self.signal, self.taught_rows = Signal(), []
         return self.loss
+
+    def _before_head(self) -> Tensor:
+        """The weighted sum of the terms that worked in the layers."""
+        total = torch.zeros((), dtype=torch.float64, device=self.sums_TK.device)
+        missing = sorted(self.layers - self._seen) if self.taught else []
+        untapped = f"attention layers {missing}" if missing else ""
+        if self.balance is not None and self.balance.unseen:
+            untapped = f"{self.balance.unseen} routers"
+        if untapped:
+            raise RuntimeError(f"{untapped} were not tapped; call the objective inside `with objective.listening():`")
+        if self.layers and self.taught:
+            self.sums_TK[-1] *= self.covers_TK[-1]
+            total = total + (self.sums_TK[-1] * self.route_weight_TK[-1]).sum()
+        if self.balance is not None:
+            t, route_N = len(self.head_terms), self.batch.routes[self.batch.targets.row_N]
+            # Not a sum over targets, but weighted like one: divided by N it is a mean over micro-batches.
+            self.sums_TK[t] = self.balance.value() * torch.bincount(route_N, minlength=self.sums_TK.shape[1])
+            total = total + (self.sums_TK[t] * self.route_weight_TK[t]).sum()
+        return total
 
     def result(self) -> dict[str, Tensor]:
         assert self.loss is not None, "the model's forward did not call its output head"
@@ -277,19 +319,19 @@ class _InjectGradient(torch.autograd.Function):
 
 
 class _RecordScale(torch.autograd.Function):
-    """Identity on the head's input and on the attention sum; its backward runs before any layer's."""
+    """Identity on the head's input and on the layers' sum; its backward runs before any layer's."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, attention: Tensor, observer: StudentObserver) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, hidden: Tensor, before: Tensor, observer: StudentObserver) -> tuple[Tensor, Tensor]:
         ctx.observer = observer
-        return hidden.view_as(hidden), attention.clone()
+        return hidden.view_as(hidden), before.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         if not taps_active():
             raise RuntimeError(
                 "the backward runs outside `with objective.listening():`; gradient checkpointing would recompute the "
-                "layers without the attention term"
+                "layers without the attention and router_balance terms"
             )
         ctx.observer.scale = grads[1]
         return grads[0], None, None

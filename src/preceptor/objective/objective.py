@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from preceptor.errors import InputError
+from preceptor.models.router_taps import RouterShape, RouterTaps, tapped_routers
 from preceptor.models.taps import attention_taps, forward_observed, output_head, tapped_layers
 from preceptor.objective.attention import Attention
 from preceptor.objective.inside import StudentObserver
 from preceptor.objective.maps import LayerLink, link_layers
+from preceptor.objective.router_balance import RouterBalance
 from preceptor.objective.terms import HeadTerm, Term
 from preceptor.signals import Needs, Signal, Teacher, TokenBatch
 
@@ -29,20 +31,22 @@ class LossSums:
 
     loss: 0-dim, differentiable: the weighted sum of all terms over the batch's target positions.
     sums_TK: float64 [terms, routes], detached, each term's unweighted sum over the rows it works on (attention: already
-        divided by H·L).
+        divided by H·L; router_balance: the batch's value times each route's target positions).
     targets_K: int64 [routes], target positions of each route.
+    expert_load_LE: float64 [sparse layers, experts], how often each expert was chosen; only with router_balance.
     """
 
     loss: Tensor
     sums_TK: Tensor
     targets_K: Tensor
+    expert_load_LE: Tensor | None = None
 
 
 class Objective:
     """Terms, and what they have been prepared for.
 
     Args:
-        terms: at least one; of one kind several only with routes, and at most one attention term.
+        terms: at least one; of one kind several only with routes, and at most one attention and one router_balance.
         route_names: names of the datasets, in the order of the batch's `routes`.
         vocabulary: tokens of the shared tokenizer; logits beyond it are padding. None: what both heads have.
 
@@ -64,10 +68,16 @@ class Objective:
                 )
         if sum(isinstance(term, Attention) for term in terms) > 1:
             raise InputError("objective: two attention terms; give one and set its layers and routes")
-        self.terms = tuple(sorted(terms, key=lambda term: isinstance(term, Attention)))
+        if sum(isinstance(term, RouterBalance) for term in terms) > 1:
+            raise InputError("objective: two router_balance terms; give one, with the sum of their weights")
+        self.terms = tuple(
+            sorted(terms, key=lambda term: (not isinstance(term, HeadTerm), isinstance(term, Attention)))
+        )
         self.route_names = tuple(route_names)
         self.vocabulary = vocabulary
         self.links: dict[str, dict[int, LayerLink]] = {}
+        self.routers: RouterShape | None = None
+        self._router_taps = RouterTaps()
         twice = [name for name, count in Counter(self.names).items() if count > 1]
         if twice:
             raise InputError(f"objective: two terms are {twice[0]}; give one, or different routes")
@@ -81,8 +91,12 @@ class Objective:
         return next((term for term in self.terms if isinstance(term, Attention)), None)
 
     @property
+    def router_balance(self) -> RouterBalance | None:
+        return next((term for term in self.terms if isinstance(term, RouterBalance)), None)
+
+    @property
     def names(self) -> tuple[str, ...]:
-        """Names in logs, in the order of `terms` and `LossSums.sums_TK`: head terms, then attention.
+        """Names in logs, in the order of `terms` and `LossSums.sums_TK`: head terms, router_balance, attention.
 
         A kind that is there more than once is told apart by its routes: logits[general], logits[shop].
         """
@@ -131,9 +145,11 @@ class Objective:
 
         Raises:
             InputError: no teacher for a term that needs one, an attention that cannot be tapped, a map that does not
-                fit, a student without a linear output head.
+                fit, a student without a linear output head, or one without routers to balance.
         """
         output_head(student)
+        if self.router_balance is not None:
+            self.routers = tapped_routers(student)
         if not self.needs_teacher:
             return
         if teacher is None:
@@ -148,8 +164,11 @@ class Objective:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Open the model's attention to the objective: put the training loop inside."""
-        with attention_taps() if self.attention is not None else nullcontext():
+        """Open the model's attention and routers to the objective: put the training loop inside."""
+        with ExitStack() as stack:
+            if self.attention is not None or self.router_balance is not None:
+                stack.enter_context(attention_taps())
+                stack.enter_context(self._router_taps.open())
             yield
 
     def __call__(
@@ -163,8 +182,13 @@ class Objective:
             signal: the teacher's, for the same batch.
             student: the unwrapped transformers or PEFT model, where `model` is a wrapper around it (DDP).
 
-        With an attention term, call this and the backward of its result inside `with objective.listening():`.
+        With an attention or router_balance term, call this and the backward of its result inside
+        `with objective.listening():`.
         """
+        unwrapped = model if student is None else student
+        if self.router_balance is not None:
+            assert self.routers is not None, "call Objective.prepare before the first forward"
+            self._router_taps.cover(unwrapped)
         observer = StudentObserver(
             batch,
             signal or Signal(),
@@ -173,8 +197,9 @@ class Objective:
             covers_TK=self.covers_TK(),
             weight_T=self.weight_T(),
             vocabulary=self.vocabulary,
+            routers=self.routers,
             wants_grad=torch.is_grad_enabled(),
         )
-        outputs = forward_observed(model, model if student is None else student, batch.model_inputs(), observer)
+        outputs = forward_observed(model, unwrapped, batch.model_inputs(), observer)
         count_K = torch.bincount(batch.routes[batch.targets.row_N], minlength=len(self.route_names))
-        return LossSums(outputs["loss"], observer.sums_TK, count_K)
+        return LossSums(outputs["loss"], observer.sums_TK, count_K, observer.expert_load_LE)

@@ -19,7 +19,9 @@ from preceptor.files import json_text, sha256_file, write_atomic
 from preceptor.pocket.figures import draw_exact_match, draw_gradient_norms, draw_losses, draw_retention, read_metrics
 from preceptor.pocket.side_by_side import Job, run_side_by_side, workers_for
 from preceptor.pocket.study import (
+    APART,
     EXPERT,
+    FEW_ROWS,
     FIRST_SEED,
     METHODS,
     NOISE,
@@ -38,7 +40,7 @@ from preceptor.recipe import load_recipe
 FULL_SEEDS = 5
 SETTINGS_FILE = "settings.json"
 DEMO: tuple[Part, ...] = ("distil", "align")
-FULL: tuple[Part, ...] = (*DEMO, "sweep", "clean", "pair")
+FULL: tuple[Part, ...] = (*DEMO, "sweep", "clean", "few", "pair")
 
 
 def main(
@@ -95,16 +97,21 @@ def main(
 
 def _jobs(out: Path, seed: int, size: Size, names: list[str]) -> list[Job]:
     """One seed's stages, each after those whose models it reads, and its scores after all."""
-    clean = [name for name in names if METHODS[name].part == "clean"]
-    noisy = [name for name in names if name not in clean]
-    folder, beside = _folder(out, seed), _folder(out, seed, clean=True)
-    elsewhere = {name: stage_directory(beside / "recipe.yaml", name) / "model" for name in clean}
-    recipe = write_study(folder, seed, size, noisy, elsewhere=elsewhere)
-    jobs = [_job(seed, recipe, name, load_recipe(recipe).stage_reads(name)) for name in noisy]
-    if clean:
-        made = {name: stage_directory(recipe, name) / "model" for name in (REFERENCE, EXPERT)}
-        other = write_study(beside, seed, size, clean, noise=0.0, elsewhere=made)
-        jobs += [_job(seed, other, name, [] if name == "sft_clean" else [REFERENCE, EXPERT]) for name in clean]
+    apart = [name for name in names if METHODS[name].part in APART]
+    together = [name for name in names if name not in apart]
+    elsewhere = {name: _stage_directory(out, seed, name) / "model" for name in apart}
+    recipe = write_study(_folder(out, seed), seed, size, together, elsewhere=elsewhere)
+    stages = load_recipe(recipe)
+    jobs = [_job(seed, recipe, name, stages.stage_reads(name)) for name in together]
+    made = {name: stage_directory(recipe, name) / "model" for name in (REFERENCE, EXPERT)}
+    for part in APART:
+        own = [name for name in apart if METHODS[name].part == part]
+        if own:
+            noise, rows = (0.0, None) if part == "clean" else (NOISE, FEW_ROWS)
+            other = write_study(
+                _folder(out, seed, part), seed, size, own, noise=noise, public_rows=rows, elsewhere=made
+            )
+            jobs += [_job(seed, other, name, [] if name == "sft_clean" else [REFERENCE, EXPERT]) for name in own]
     # Scores come last, whatever else there is.
     phase = max(job.phase for job in jobs)
     scores = Job(f"{seed}/{SCORES}", recipe, SCORES, 0.5, tuple(job.name for job in jobs), phase)
@@ -119,8 +126,9 @@ def _job(seed: int, recipe: Path, name: str, reads: list[str]) -> Job:
     return Job(f"{seed}/{name}", recipe, name, METHODS[name].cost, after, phase)
 
 
-def _folder(out: Path, seed: int, *, clean: bool = False) -> Path:
-    return out / (f"seed-{seed}-clean" if clean else f"seed-{seed}")
+def _folder(out: Path, seed: int, part: Part | None = None) -> Path:
+    """Where a seed's recipe and data are; some parts have public rows of their own."""
+    return out / (f"seed-{seed}-{part}" if part in APART else f"seed-{seed}")
 
 
 def _settings(size: Size) -> dict[str, Any]:
@@ -159,8 +167,8 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
 
 
 def _stage_directory(out: Path, seed: int, name: str) -> Path:
-    folder = _folder(out, seed, clean=name in METHODS and METHODS[name].part == "clean")
-    return stage_directory(folder / "recipe.yaml", name)
+    part = METHODS[name].part if name in METHODS else None
+    return stage_directory(_folder(out, seed, part) / "recipe.yaml", name)
 
 
 def _results(out: Path, seed: int, names: list[str]) -> dict[str, Any]:

@@ -34,11 +34,13 @@ UNSCORED = ("pair",)
 """Models that are only begun from."""
 
 Length = Literal["distil", "expert", "align"]
-Part = Literal["distil", "align", "sweep", "pair", "clean"]
+Part = Literal["distil", "align", "sweep", "pair", "clean", "few"]
 """Which part of the study a method belongs to: the demo runs the first two, `--full` all of them.
 
-`clean` methods see the public rows without noise, in a recipe of their own.
+`clean` methods see the public rows without noise, `few` methods only `FEW_ROWS` of them, in recipes of their own.
 """
+APART: tuple[Part, ...] = ("clean", "few")
+FEW_ROWS = 2000
 
 
 @dataclass(frozen=True)
@@ -110,23 +112,31 @@ METHODS: Mapping[str, Method] = {
     ),
     "dae": Method("DAE", _align(_routes()), "align", 2.0, 3e-3, "align"),
     "replay": Method("replay", _replay(), "align", 1.3, 1.5e-3, "align"),
-    **{f"merge_{a}": Method(f"interpolation, {a / 100:g}", _merge(a / 100), "align", 0.05) for a in (30, 50, 70)},
-    "swapped": Method("DAE, routes swapped", _align(_routes(REFERENCE, EXPERT)), "sweep", 1.3, 1.5e-3, "align"),
+    **{
+        f"merge_{a}": Method(
+            f"interpolation, {a / 100:g}", _merge(a / 100), "align" if a in (30, 50, 70) else "sweep", 0.05
+        )
+        for a in range(10, 100, 10)
+    },
+    "swapped": Method("DAE, routes swapped", _align(_routes(REFERENCE, EXPERT)), "sweep", 2.0, 3e-3, "align"),
+    "dae_logits": Method(
+        "DAE, prediction only", _align(_routes(), objective=[{"kind": "logits"}]), "sweep", 1.8, 3e-3, "align"
+    ),
     "mol": Method(
         "CE on domain, KL elsewhere (MoL)",
         _align({"routes": {"public": f"stage:{REFERENCE}"}}, objective=MOL_OBJECTIVE),
         "sweep",
-        1.1,
+        1.8,
         1.5e-3,
         "align",
     ),
     **{
-        f"{name}_{round(100 * share):02d}": Method(f"{title}, {share:.0%}", stage, "sweep", cost, 1.5e-3, "align")
+        f"{name}_{round(100 * share):02d}": Method(f"{title}, {share:.0%} shop", stage, "sweep", cost, rate, "align")
         for share in SHARES
         if share != SHARE
-        for name, title, stage, cost in (
-            ("dae", "DAE", _align(_routes(), share), 1.3),
-            ("replay", "replay", _replay(share), 0.8),
+        for name, title, stage, cost, rate in (
+            ("dae", "DAE", _align(_routes(), share), 2.0, 3e-3),
+            ("replay", "replay", _replay(share), 1.3, 1.5e-3),
         )
     },
     # Two of two experts per token, as in the paper's 2x7B: a dense ensemble of twice the MLP, whose router learns.
@@ -150,13 +160,15 @@ METHODS: Mapping[str, Method] = {
         "2x: DAE",
         _align(_routes("expert_pair", "kd_pair"), student="kd_pair"),
         "pair",
-        2.5,
-        1.5e-3,
+        4.0,
+        3e-3,
         "align",
     ),
     "sft_clean": Method("SFT, no noise", {"kind": "sft", "model": "stage:student"}, "clean", 1.0, 1.5e-3),
-    "dae_10_clean": Method("DAE, 10 %, no noise", _align(_routes(), 0.1), "clean", 1.3, 1.5e-3, "align"),
-    "replay_10_clean": Method("replay, 10 %, no noise", _replay(0.1), "clean", 0.8, 1.5e-3, "align"),
+    "dae_10_clean": Method("DAE, 10 % shop, no noise", _align(_routes(), 0.1), "clean", 2.0, 3e-3, "align"),
+    "replay_10_clean": Method("replay, 10 % shop, no noise", _replay(0.1), "clean", 1.3, 1.5e-3, "align"),
+    "dae_few": Method(f"DAE, {FEW_ROWS:,} public rows", _align(_routes()), "few", 2.0, 3e-3, "align"),
+    "replay_few": Method(f"replay, {FEW_ROWS:,} public rows", _replay(), "few", 1.3, 1.5e-3, "align"),
 }
 DISTILLED = tuple(name for name, method in METHODS.items() if method.part == "distil")
 ALIGNED = tuple(name for name, method in METHODS.items() if method.part == "align")
@@ -286,11 +298,15 @@ def write_study(
     methods: Iterable[str],
     *,
     noise: float = NOISE,
+    public_rows: int | None = None,
     elsewhere: Mapping[str, Path] | None = None,
 ) -> Path:
-    """Write one seed's data files and recipe into `folder`; returns the recipe's path."""
+    """Write one seed's data files and recipe into `folder`; returns the recipe's path.
+
+    `public_rows` are the first so many of the public rows instead of all.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    write_rows(folder / "public.jsonl", make_rows("train", size.rows, seed, noise=noise))
+    write_rows(folder / "public.jsonl", make_rows("train", size.rows, seed, noise=noise)[:public_rows])
     write_rows(folder / "test.jsonl", make_rows("test", TEST_ROWS, seed))
     write_rows(folder / "shop.jsonl", make_shop_rows("train", size.shop_rows, seed))
     write_rows(folder / "shop_test.jsonl", make_shop_rows("test", TEST_ROWS, seed))

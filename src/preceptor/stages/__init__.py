@@ -32,11 +32,13 @@ CHECKS: dict[str, str | Check] = {
     "sft": "preceptor.stages.build:check_training",
     "distill": "preceptor.stages.build:check_training",
 }
-# Take resolved ModelSpecs; raise InputError, without reading weights, for files that cannot be a model, and for a
-# student and a teacher whose tokenizers differ.
+# Take resolved ModelSpecs; raise InputError, without reading weights, for files that cannot be a model, for a student
+# and a teacher whose tokenizers differ, and for models that cannot be composed or merged.
 MODEL_CHECKS: dict[str, str | Callable[..., object]] = {
     "one": "preceptor.models.checkpoint:check_model",
     "pair": "preceptor.models.tokenizers:check_pair",
+    "compose": "preceptor.models.compose:check_composition",
+    "merge": "preceptor.models.sources:check_sources",
 }
 
 
@@ -61,6 +63,12 @@ def model_check() -> Callable[[Any], object]:
 def pair_check() -> Callable[[Any], object]:
     """The function that checks whether a (student, teacher) pair shares a tokenizer."""
     check: Callable[[Any], object] = _imported(MODEL_CHECKS["pair"])
+    return check
+
+
+def combination_check(kind: str) -> Callable[[Any], object]:
+    """The function that checks whether the models of a `compose` or `merge` stage fit each other."""
+    check: Callable[[Any], object] = _imported(MODEL_CHECKS[kind])
     return check
 
 

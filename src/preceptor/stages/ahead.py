@@ -7,9 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.errors import InputError, InputErrors
-from preceptor.recipe import DistillStage, InitStage, ModelSpec, Recipe, TrainingStage, models_of
+from preceptor.recipe import (
+    ComposeStage,
+    DistillStage,
+    InitStage,
+    MergeStage,
+    ModelSpec,
+    Recipe,
+    TrainingStage,
+    models_of,
+)
 from preceptor.recipe.base import stage_of
-from preceptor.stages import check_of, model_check, pair_check
+from preceptor.stages import check_of, combination_check, model_check, pair_check
 from preceptor.stages.context import StageContext, run_directory
 
 
@@ -41,6 +50,11 @@ def check_ahead(recipe: Recipe, names: Sequence[str], *, models: bool = True) ->
                 pair = [context.resolve_model(model) for model in (stage.student, teacher)]
                 if all(_made(model, resolved) for model, resolved in zip((stage.student, teacher), pair)):
                     errors += _found(f"{where}: ", pair_check(), pair)
+        if models and not errors and isinstance(stage, ComposeStage | MergeStage):
+            named = list(models_of(stage).values())
+            resolved = [context.resolve_model(model) for model in named]
+            if all(_made(model, there) for model, there in zip(named, resolved)):
+                errors += _found(f"{where}: ", combination_check(stage.kind), resolved)
     if errors:
         raise InputErrors(list(dict.fromkeys(errors)))
 

@@ -10,8 +10,8 @@ from transformers import TrainingArguments
 
 from preceptor.distributed import world_size
 from preceptor.errors import InputError, did_you_mean, shown
-from preceptor.objective import Attention, Logits, NextToken, Term
-from preceptor.recipe import DistillStage, LogitsSpec, LoraSpec, NextTokenSpec, SftStage
+from preceptor.objective import Attention, Logits, NextToken, RouterBalance, Term
+from preceptor.recipe import DistillStage, LogitsSpec, LoraSpec, NextTokenSpec, RouterBalanceSpec, SftStage
 
 if TYPE_CHECKING:
     from preceptor.objective.attention import LayerPolicy
@@ -85,6 +85,9 @@ def build_terms(spec: SftStage | DistillStage) -> list[Term]:
     """The objective's terms as the recipe gives them."""
     terms: list[Term] = []
     for term in spec.objective:
+        if isinstance(term, RouterBalanceSpec):
+            terms.append(RouterBalance(term.weight))
+            continue
         routes = None if term.routes is None else tuple(term.routes)
         if isinstance(term, NextTokenSpec):
             terms.append(NextToken(term.weight, routes))

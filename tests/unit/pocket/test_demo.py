@@ -11,7 +11,7 @@ import yaml
 from preceptor.errors import InputError
 from preceptor.pocket.demo import main
 from preceptor.pocket.shop import SHOP, make_shop_rows
-from preceptor.pocket.study import ALIGNED, DISTILLED, METHODS, NOISE, TEACHER, Size, study_recipe, write_study
+from preceptor.pocket.study import ALIGNED, APART, DISTILLED, METHODS, NOISE, TEACHER, Size, study_recipe, write_study
 from preceptor.pocket.tasks import TASKS, make_rows
 from preceptor.pocket.worker import run_stage
 from preceptor.recipe import load_recipe
@@ -71,7 +71,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
 
 
 def test_methods_of_one_length_differ_in_what_they_follow_alone(tmp_path: Path) -> None:
-    noisy = [name for name, method in METHODS.items() if method.part != "clean"]
+    noisy = [name for name, method in METHODS.items() if method.part not in APART]
     recipe = load_recipe(write_study(tmp_path, 43, TOY, noisy))
     assert list(recipe.stages) == ["student", *noisy, "scores"]
     stages = study_recipe(43, TOY, noisy)["stages"]

@@ -1,0 +1,48 @@
+"""The `evaluate` stage: named models on the held-out rows of named datasets, into `scores.json` and `predictions/`.
+
+A stopped evaluation goes on with the next model: a predictions file is written whole, and the stage's directory belongs
+to one identity, so that a file found there is of these models and rows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from preceptor.evaluation.evaluate import evaluate_models
+from preceptor.evaluation.predict import Settings
+from preceptor.evaluation.rows import evaluation_set
+from preceptor.stages.datasets import split_for
+
+if TYPE_CHECKING:
+    from preceptor.recipe import EvaluateStage
+    from preceptor.stages.context import StageContext
+
+
+def execute(spec: EvaluateStage, context: StageContext) -> dict[str, Any]:
+    """Writes `predictions/NAME.jsonl` for each model and `scores.json`; returns scores, intervals and warnings.
+
+    Raises:
+        InputError: whatever loading models and data refuses, and rows that do not say how they are scored.
+    """
+    splits = split_for(spec.on, context)
+    where = f"stages.{context.name}.on: "
+    sets = [
+        evaluation_set(splits[name], context.recipe.dataset(name), rows=spec.rows, seed=context.seed, where=where)
+        for name in spec.on
+    ]
+    scores = evaluate_models(
+        {name: context.resolve_model(model) for name, model in spec.named.items()},
+        sets,
+        reference=spec.name_of(spec.reference),
+        expert=spec.name_of(spec.expert),
+        settings=Settings(spec.max_length, spec.max_new_tokens, spec.batch_size),
+        seed=context.seed,
+        resamples=spec.resamples,
+        directory=context.directory,
+        log=lambda line: context.log(f"{context.name}: {line}"),
+    )
+    kept = ("general", "domain", "kl_reference", "kl_expert", "recovery", "retention")
+    return {
+        "models": {name: {key: entry[key] for key in kept} for name, entry in scores["models"].items()},
+        "warnings": scores["warnings"],
+    }
