@@ -167,10 +167,13 @@ def _spec_document(recipe: Recipe, name: str) -> dict[str, Any]:
         ignored: tuple[str, ...] = _IGNORED_PREFIXES
         if not training.get("load_best_model_at_end"):  # otherwise the saved steps decide which one is best
             ignored = (*ignored, "save_")
+        balances = any(term["kind"] == "router_balance" and term["weight"] > 0 for term in spec["objective"])
+        # Load is balanced within each micro-batch, the one thing whose size matters.
+        counted = {"per_device_train_batch_size"} if balances else set()
         spec["training"] = {
             key: value
             for key, value in training.items()
-            if key not in _IGNORED_KEYS
+            if key not in _IGNORED_KEYS - counted
             and not key.startswith(ignored)
             and not (key in _FILE_KEYS and isinstance(value, str))  # of these the content is read
         }

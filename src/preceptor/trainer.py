@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from preceptor.errors import InputError
 from preceptor.evaluation.measure import TermSums, by_length, measure
 from preceptor.files import verify_directory, write_atomic
 from preceptor.metrics import StepMetrics
-from preceptor.models.taps import text_config
+from preceptor.models.taps import replaced, text_config
 from preceptor.objective import Objective
 from preceptor.signals import Teacher, TokenBatch
 
@@ -247,6 +248,29 @@ class DistillationTrainer(Trainer):
         """Trainer's checkpoint, made aside and published whole with checksums."""
         with self.step_metrics.paused():
             self._write_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """As Trainer's, under the names that weights have in the model.
+
+        Trainer writes a mixture's experts under their published names and reads back by the model's: a resumed run
+        would go on with the experts and routers it began with, after no more than a warning.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        if not isinstance(model, PreTrainedModel):
+            super()._save(output_dir, state_dict)
+            return
+        with replaced(model, "save_pretrained", partial(model.save_pretrained, save_original_format=False)):
+            super()._save(output_dir, state_dict)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Trainer warns of weights that a checkpoint lacks and trains on from others; here that is an end."""
+        missing = set(load_result.missing_keys)
+        names: dict[int, set[str]] = {}  # of each parameter: tied ones have several, of which one is stored
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), set()).add(name)
+        lost = sorted(min(known) for known in names.values() if known <= missing)
+        if lost:
+            raise RuntimeError(f"the checkpoint lacks {len(lost)} of the model's weights, first {lost[0]!r}")
 
     def _write_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._writing = True

@@ -76,7 +76,7 @@ def document(folder: Path, runs: str = "runs", dtype: str = "float32", **dae: An
                 **sft,
                 "model": "stage:kd",
                 "data": "shop",
-                "lora": {"r": 2},
+                "lora": {"r": 2, "dropout": 0.3},
                 "training": {**TRAINING, "learning_rate": 0.2},
             },
             "dae": stage,

@@ -102,10 +102,6 @@ def test_a_dead_expert_is_seen(tmp_path: Path) -> None:
     assert line["expert_share_max"] == 0.5
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="transformers' Trainer writes a mixture's experts under their checkpoint names and does not read them back",
-)
 def test_a_resumed_run_logs_and_trains_the_same(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole")
     with pytest.raises(Stop):

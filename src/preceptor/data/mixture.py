@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from math import lcm
 from typing import Any, Literal
@@ -102,7 +102,9 @@ class Mixture(Dataset[EncodedRow]):
         self.epoch_rows = rows if rows is not None else self._rows_without_repeat()
         self._length = -(-self.epoch_rows // multiple_of) * multiple_of
         largest = max(range(len(self.names)), key=lambda d: (self._weights[d], -d))
-        self._filler = filler_row(pad_token_id, self.names[largest])
+        filler = filler_row(pad_token_id, self.names[largest])
+        # A column may give the rows their routes, and then the dataset's name is none.
+        self._filler = replace(filler, own_route=self._rows[largest][0].own_route)
 
     def __len__(self) -> int:
         """Rows of an epoch, fillers included."""

@@ -82,7 +82,7 @@ def forward_observed(model: nn.Module, student: nn.Module, inputs: Mapping[str, 
         inner_forward(*args, **kwargs)
         return observer.result()
 
-    with _replaced(head, "forward", head_forward), _replaced(student, "forward", student_forward):
+    with replaced(head, "forward", head_forward), replaced(student, "forward", student_forward):
         return model(**inputs, **{OBSERVER: observer})
 
 
@@ -134,7 +134,7 @@ def text_config(model: nn.Module) -> Any:
 
 
 @contextmanager
-def _replaced(module: nn.Module, name: str, value: Any) -> Iterator[None]:
+def replaced(module: nn.Module, name: str, value: Any) -> Iterator[None]:
     """Set an instance attribute for the duration of the block, restoring whether there was one."""
     had, old = name in module.__dict__, module.__dict__.get(name)
     module.__dict__[name] = value

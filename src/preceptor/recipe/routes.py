@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Tag
 
 from preceptor.recipe.base import KeyPath, Positive, Spec, broken_rule, wanted
 from preceptor.recipe.models import Model, ModelSpec
@@ -20,7 +20,18 @@ class ShareSpec(Spec):
 
 def _shares(value: Any) -> Any:
     """A route's teachers: a model stands for the list of it alone."""
-    return value if isinstance(value, list) else [{"model": value, "weight": 1.0}]
+    if not isinstance(value, list):
+        return [{"model": value, "weight": 1.0}]
+    if not value or not all(isinstance(each, dict | ShareSpec) for each in value):
+        raise wanted("a model, or a list such as [{model: stage:expert, weight: 0.5}, {model: stage:kd, weight: 0.5}]")
+    return value
+
+
+def _whole(teachers: list[ShareSpec]) -> list[ShareSpec]:
+    total = sum(each.weight for each in teachers)
+    if abs(total - 1) > 1e-6:
+        raise broken_rule(f"the weights of its teachers sum to {total:g}; change them so that they sum to 1")
+    return teachers
 
 
 def _routes(value: Any) -> Any:
@@ -29,7 +40,7 @@ def _routes(value: Any) -> Any:
     return value
 
 
-Route = Annotated[list[ShareSpec], BeforeValidator(_shares), Field(min_length=1)]
+Route = Annotated[list[ShareSpec], BeforeValidator(_shares), AfterValidator(_whole)]
 
 
 class RoutesSpec(Spec):
@@ -42,16 +53,6 @@ class RoutesSpec(Spec):
     default: Model | None = None
     """The teacher of routes that `routes` does not name."""
 
-    @model_validator(mode="after")
-    def _whole_shares(self) -> RoutesSpec:
-        for name, teachers in self.routes.items():
-            total = sum(each.weight for each in teachers)
-            if abs(total - 1) > 1e-6:
-                raise broken_rule(
-                    f"the weights of the teachers of route {name} sum to {total:g}; change them so that they sum to 1"
-                )
-        return self
-
     def models(self) -> dict[KeyPath, ModelSpec]:
         """Every teacher by its key path inside this spec."""
         found: dict[KeyPath, ModelSpec] = {}
@@ -63,7 +64,9 @@ class RoutesSpec(Spec):
 
 
 def _kind_of_teacher(value: Any) -> str:
-    return "several" if isinstance(value, RoutesSpec) or (isinstance(value, dict) and "routes" in value) else "one"
+    keys = value if isinstance(value, dict) else {}
+    routed = "routes" in keys or ("default" in keys and "path" not in keys)
+    return "several" if isinstance(value, RoutesSpec) or routed else "one"
 
 
 Teacher = Annotated[

@@ -27,6 +27,7 @@ from preceptor.models.tokenizers import check_tokenizer_fits, load_tokenizer, sa
 from preceptor.objective import Objective
 from preceptor.recipe import DistillStage, ModelSpec, SftStage, ShareSpec, local_path
 from preceptor.recipe.base import stage_of
+from preceptor.stages.allocator import keep_large_blocks_apart
 from preceptor.stages.build import add_lora, build_terms, training_arguments
 from preceptor.stages.context import StageContext
 from preceptor.stages.datasets import specs_for
@@ -136,6 +137,8 @@ def _trainer(
     rows: _Rows,
 ) -> DistillationTrainer:
     arguments = training_arguments(spec.training, context.directory / "checkpoints", seed=context.seed, accumulation=1)
+    if arguments.device.type == "cpu" and (arguments.bf16 or arguments.fp16):
+        keep_large_blocks_apart()
     per_pass = arguments.per_device_train_batch_size * arguments.world_size
     if spec.rows_per_step % per_pass:
         raise InputError(

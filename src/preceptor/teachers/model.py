@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from preceptor.errors import InputError
@@ -63,8 +64,10 @@ class ModelTeacher:
     @property
     def sharded(self) -> bool:
         """Whether several processes hold it together and must all call it: FSDP2, or DeepSpeed's ZeRO-3."""
-        parameter = next(self.model.parameters())
-        return isinstance(parameter, DTensor) or hasattr(parameter, "ds_id")
+        # FSDP2 leaves the root's own parameters whole after a forward without a backward: they do not tell.
+        return any(isinstance(module, FSDPModule) for module in self.model.modules()) or any(
+            isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in self.model.parameters()
+        )
 
     def layer_shapes(self) -> list[LayerShape]:
         """The layers whose attention it can give; raises InputError when it can give none."""
