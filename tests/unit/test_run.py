@@ -162,6 +162,13 @@ def test_what_cannot_change_a_result_keeps_it(override: str, folder: Path, fakes
     assert {stage["status"] for stage in result["stages"].values()} == {"kept"}
 
 
+def test_the_size_of_a_micro_batch_counts_where_load_is_balanced_within_it(folder: Path, fakes: Fakes) -> None:
+    balanced = "stages.kd.objective=[{kind: logits}, {kind: router_balance}]"
+    run(recipe(balanced), log=silent)
+    with pytest.raises(InputErrors, match=r"per_device_train_batch_size was None, is 4"):
+        run(recipe(balanced, "stages.kd.training.per_device_train_batch_size=4"), log=silent)
+
+
 @pytest.mark.parametrize(
     ("override", "difference", "changed"),
     [

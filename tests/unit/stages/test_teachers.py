@@ -135,6 +135,7 @@ def test_an_adapter_and_its_base_are_one_copy(made: Path) -> None:
     assert built.said == [f"dae: 2 teachers on one copy of {made}/runs/r/kd/model"]
     same(built, "stage:adapter", "stage:kd")
     same(built, "stage:adapter", "stage:kd")  # and again: one call leaves nothing for the next
+    assert not any(trainable(module) for module in built.modules())
 
 
 def test_the_expert_is_another_than_its_base(made: Path) -> None:
