@@ -265,8 +265,8 @@ class Teacher(Protocol):
     def __call__(self, batch: TokenBatch, needs: Needs) -> Signal:
         """What this teacher says about `batch`, as far as the objective needs it."""
 
-    def attention_shapes(self) -> Mapping[str, Sequence[LayerShape]]:
-        """By teacher's name, the layers whose attention it can give; raises InputError when one can give none."""
+    def attention_shapes(self, routes: frozenset[int]) -> Mapping[str, Sequence[LayerShape]]:
+        """By name, the layers whose attention each teacher of `routes` gives; raises InputError for one that cannot."""
 
     def check_routes(self, route_names: Sequence[str], followed: frozenset[int]) -> None:
         """Raises InputError unless there is a teacher for every route in `followed`, and a use for every teacher."""

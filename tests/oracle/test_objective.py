@@ -266,7 +266,7 @@ def test_parts_of_several_teachers_are_the_same_as_batches_of_their_own() -> Non
         mine = torch.tensor([i for i, r in enumerate(routes) if r == route])
         part = teacher(mixed.select(mine), objective.needs).parts[0]
         own = torch.isin(mixed.targets.row_N, mine).nonzero().squeeze(1)
-        parts.append(replace(part, rows=mine, targets=own))
+        parts.append(replace(part, rows=mine if part.rows is None else mine[part.rows], targets=own))
     together = run([(mixed, Signal(tuple(parts)))])
 
     apart = []

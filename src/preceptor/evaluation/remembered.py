@@ -42,8 +42,8 @@ class RememberedTeacher:
             self._signals[key] = signal
         return signal
 
-    def attention_shapes(self) -> Mapping[str, Sequence[LayerShape]]:
-        return self._teacher.attention_shapes()
+    def attention_shapes(self, routes: frozenset[int]) -> Mapping[str, Sequence[LayerShape]]:
+        return self._teacher.attention_shapes(routes)
 
     def check_routes(self, route_names: Sequence[str], followed: frozenset[int]) -> None:
         self._teacher.check_routes(route_names, followed)

@@ -99,7 +99,8 @@ def output_head(model: nn.Module) -> nn.Linear:
     from peft.utils import ModulesToSaveWrapper
 
     if isinstance(head, ModulesToSaveWrapper):
-        inner = head.modules_to_save[head.active_adapter]
+        on = [] if head.disable_adapters else head.active_adapters
+        inner = head.modules_to_save[on[0]] if on else head.original_module
         if isinstance(inner, nn.Linear):
             return inner
     if isinstance(head, BaseTunerLayer):

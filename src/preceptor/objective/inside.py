@@ -91,10 +91,11 @@ class StudentObserver(RouterObserver):
         scores = scores_of(call, self.batch.targets)
         grads = []
         for part, here in self.taught_rows:
-            link = self.links[part.teacher].get(call.layer)
+            links = self.links.get(part.teacher, {})
+            link = links.get(call.layer)
             if link is None or not part.attention:  # rows whose route the term leaves out
                 continue
-            share = part.weight / (call.q_BHSD.shape[1] * len(self.links[part.teacher]))
+            share = part.weight / (call.q_BHSD.shape[1] * len(links))
             weight_B = self.route_weight_TK[-1][self.batch.routes] * share
             ours = scores.of_rows(part.rows, here.targets.position_BR.shape[1])
             weight_BR = here.targets.valid_BR * (weight_B if part.rows is None else weight_B[part.rows])[:, None]

@@ -38,7 +38,7 @@ def link_layers(
         InputError: when the maps must be chosen on data and `calibration` holds no target on `routes`, those that the
             term covers, for some teacher.
     """
-    shapes = teacher.attention_shapes()
+    shapes = teacher.attention_shapes(routes)
     links: dict[str, dict[int, LayerLink]] = {}
     pairs: dict[str, list[tuple[int, int]]] = {}
     for name, theirs in shapes.items():
@@ -49,7 +49,7 @@ def link_layers(
             pairs[name] = every if term.layers == "assign" else list(layers.items())
     if not pairs:
         return links
-    costs = _pair_costs(pairs, student, teacher, calibration, term.calibration_rows, routes)
+    costs = _pair_costs(pairs, student, teacher, calibration, term.calibration_rows, routes, several=len(shapes) > 1)
     for name in pairs:
         links[name] = _cheapest(term, costs[name], student_shapes, shapes[name], links[name])
     return links
@@ -87,6 +87,8 @@ def _pair_costs(
     calibration: Iterable[TokenBatch],
     rows: int,
     routes: frozenset[int],
+    *,
+    several: bool,
 ) -> dict[str, dict[tuple[int, int], Tensor]]:
     """For each teacher, mean KL [H_S, H_T] between every head of the student and of the teacher in its pairs of layers.
 
@@ -117,7 +119,7 @@ def _pair_costs(
     student.train(training)
     for name in pairs:
         if targets[name] == 0:
-            whose = f" for {name!r}" if len(pairs) > 1 else ""
+            whose = f" for {name!r}" if several else ""
             raise InputError(
                 "attention: head or layer maps are chosen on calibration rows, and none with a target was given"
                 f"{whose}; pass calibration rows, or set heads and layers to a policy that needs none"

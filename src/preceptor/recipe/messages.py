@@ -119,23 +119,36 @@ def _keys_of(path: KeyPath, raw: Any, root: type[BaseModel]) -> list[str]:
         elif len(path) > 2 and path[2] == "objective" and index == 3:
             spec = TERMS.get(str(here.get("kind"))) if isinstance(here, dict) else None
         elif spec is not None and isinstance(step, str) and index != 0:
-            spec = _spec_in(spec, step)
+            # A step that is no field is a name of the user's, as that of a route is.
+            spec = _fitting(_specs_in(spec, step) if step in _keys(spec) else [spec], here)
         elif index == 0 and path[0] == "overlap":
-            spec = _spec_in(root, "overlap")
+            spec = _fitting(_specs_in(root, "overlap"), here)
         if path[:1] == ("data",) and index == 1:
             from preceptor.recipe.data import DatasetSpec
 
             spec = DatasetSpec
-    return [] if spec is None else [info.alias or name for name, info in spec.model_fields.items()]
+    return [] if spec is None else _keys(spec)
 
 
-def _spec_in(spec: type[BaseModel], key: str) -> type[BaseModel] | None:
-    """The spec class inside a field's annotation (such as `LoraSpec | None`), if there is one."""
+def _keys(spec: type[BaseModel]) -> list[str]:
+    return [info.alias or name for name, info in spec.model_fields.items()]
+
+
+def _specs_in(spec: type[BaseModel], key: str) -> list[type[BaseModel]]:
+    """The spec classes inside a field's annotation (such as `LoraSpec | None`), in their order."""
     info = spec.model_fields.get(key)
     pending: list[Any] = [] if info is None else [info.annotation]
+    found: list[type[BaseModel]] = []
     while pending:
-        annotation = pending.pop()
+        annotation = pending.pop(0)
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            return annotation
+            found.append(annotation)
         pending.extend(getattr(annotation, "__args__", ()))
-    return None
+    return found
+
+
+def _fitting(specs: list[type[BaseModel]], value: Any) -> type[BaseModel] | None:
+    """Of `specs` and what stands in their fields, the one with most of the keys that `value` has."""
+    nested = [inner for spec in specs for key in spec.model_fields for inner in _specs_in(spec, key)]
+    given = set(value) if isinstance(value, dict) else set()
+    return max([*specs, *nested], key=lambda spec: len(given & set(_keys(spec))), default=None)

@@ -46,10 +46,12 @@ def check_ahead(recipe: Recipe, names: Sequence[str], *, models: bool = True) ->
                 seen.append(spec)
                 errors += _found(f"{where}.{'.'.join(map(str, key))}: ", model_check(), spec)
         if models and not errors and isinstance(stage, DistillStage):
-            for teacher in stage.teachers.values():
+            for key, teacher in stage.teachers.items():
                 pair = [context.resolve_model(model) for model in (stage.student, teacher)]
                 if all(_made(model, resolved) for model, resolved in zip((stage.student, teacher), pair)):
-                    errors += _found(f"{where}: ", pair_check(), pair)
+                    # Of several teachers it matters which one.
+                    route = "" if len(key) == 1 else "." + ".".join(map(str, key))
+                    errors += _found(f"{where}{route}: ", pair_check(), pair)
         if models and not errors and isinstance(stage, ComposeStage | MergeStage):
             named = list(models_of(stage).values())
             resolved = [context.resolve_model(model) for model in named]

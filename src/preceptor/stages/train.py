@@ -99,9 +99,14 @@ def _tokenizer(student: ModelSpec, spec: SftStage | DistillStage, context: Stage
     """The student's tokenizer, which every teacher shares; without a chat template it takes its first teacher's."""
     tokenizer = load_tokenizer(student, announce=context.log)
     theirs = None
-    for model in spec.teachers.values() if isinstance(spec, DistillStage) else ():
+    for key, model in spec.teachers.items() if isinstance(spec, DistillStage) else ():
         other = load_tokenizer(context.resolve_model(model))
-        same_tokenizer(tokenizer, other)
+        try:
+            same_tokenizer(tokenizer, other)
+        except InputError as error:
+            # Of several teachers it matters which one.
+            where = "" if len(key) == 1 else f"stages.{context.name}.{'.'.join(map(str, key))}: "
+            raise InputError(f"{where}{error}") from error
         theirs = theirs or other
     source = choose_template(tokenizer, theirs)
     if source != "student":

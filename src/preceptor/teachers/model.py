@@ -73,7 +73,7 @@ class ModelTeacher:
         """The layers whose attention it can give; raises InputError when it can give none."""
         return tapped_layers(self.model, name=self.name)
 
-    def attention_shapes(self) -> dict[str, list[LayerShape]]:
+    def attention_shapes(self, routes: frozenset[int]) -> dict[str, list[LayerShape]]:
         return {self.name: self.layer_shapes()}
 
     def check_routes(self, route_names: Sequence[str], followed: frozenset[int]) -> None:

@@ -81,8 +81,9 @@ class RoutedTeacher:
         """One part for each teacher that has rows in `batch`."""
         return teach(batch, needs, lambda route: self._table[route])
 
-    def attention_shapes(self) -> dict[str, list[LayerShape]]:
-        return {name: teacher.layer_shapes() for name, teacher in self._teachers.items()}
+    def attention_shapes(self, routes: frozenset[int]) -> dict[str, list[LayerShape]]:
+        names = {source.name for route in routes for source in self._table[route]}
+        return {name: teacher.layer_shapes() for name, teacher in self._teachers.items() if name in names}
 
     def check_routes(self, route_names: Sequence[str], followed: frozenset[int]) -> None:
         if tuple(route_names) != self.route_names:
