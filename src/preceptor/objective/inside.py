@@ -21,10 +21,11 @@ from preceptor.kernels.linear_loss import linear_loss
 from preceptor.models.recorder import scores_of
 from preceptor.models.router_taps import RouterCall, RouterObserver, RouterShape
 from preceptor.models.taps import AttentionCall, taps_active
+from preceptor.objective.chunks import HeadLosses, TermWeights, in_parts
 from preceptor.objective.maps import LayerLink
 from preceptor.objective.router_balance import Balance, with_router_gradient
-from preceptor.objective.terms import HeadChunk, HeadTerm
-from preceptor.signals import AttentionScores, Head, Part, Signal, TokenBatch
+from preceptor.objective.terms import HeadTerm
+from preceptor.signals import AttentionScores, Head, Signal, TokenBatch
 
 
 class StudentObserver(RouterObserver):
@@ -51,21 +52,14 @@ class StudentObserver(RouterObserver):
         self.links = links
         self.layers = {layer for each in links.values() for layer in each}
         self.vocabulary = vocabulary
-        # What branches on weights is read off before they go to the device, where each look would wait for it.
-        weight_TK = covers_TK * weight_T[:, None]
-        # A term of weight 0 is measured and not minimised, at the price of its value alone.
-        self.minimised = [wants_grad and bool(row.any()) for row in weight_TK]
-        # One weight for all routes (the usual case) spares a pass over the gradient.
-        self.uniform = [float(row[0]) if bool((row == row[0]).all()) else None for row in weight_TK]
-        self.covers_TK = covers_TK.to(device)
-        self.route_weight_TK = weight_TK.to(device)
+        self.weights = TermWeights.of(covers_TK, weight_T, wants_grad=wants_grad, device=device)
         # Each part with its own rows of the batch: all layers look at the same ones.
         self.taught_rows = [(p, batch if p.rows is None else batch.select(p.rows)) for p in signal.parts]
-        self.attends = bool(self.links) and self.minimised[-1]
+        self.attends = bool(self.links) and self.weights.minimised[-1]
         # Rows of the tables: head terms, then router_balance where routers are given, then attention.
         self.balance = None if routers is None else Balance((batch.segment_ids >= 0).flatten(), routers)
-        self.balances = self.balance is not None and self.minimised[len(head_terms)]
-        self.sums_TK = torch.zeros(self.route_weight_TK.shape, dtype=torch.float64, device=device)
+        self.balances = self.balance is not None and self.weights.minimised[len(head_terms)]
+        self.sums_TK = torch.zeros(self.weights.weight_TK.shape, dtype=torch.float64, device=device)
         self.loss: Tensor | None = None
         # The loss's scale, once the backward has reached the head's input; see _RecordScale.
         self.scale: Tensor | None = None
@@ -96,7 +90,7 @@ class StudentObserver(RouterObserver):
             if link is None or not part.attention:  # rows whose route the term leaves out
                 continue
             share = part.weight / (call.q_BHSD.shape[1] * len(links))
-            weight_B = self.route_weight_TK[-1][self.batch.routes] * share
+            weight_B = self.weights.weight_TK[-1][self.batch.routes] * share
             ours = scores.of_rows(part.rows, here.targets.position_BR.shape[1])
             weight_BR = here.targets.valid_BR * (weight_B if part.rows is None else weight_B[part.rows])[:, None]
             teacher = part.attention[link.teacher_layer]
@@ -135,7 +129,7 @@ class StudentObserver(RouterObserver):
                 "the router_balance term's gradient was asked for before the loss's backward reached the head"
             )
         # The weight is one for all routes; with the number of targets, as in the loss.
-        factor = self.route_weight_TK[len(self.head_terms), 0] * self.batch.targets.count * self.scale
+        factor = self.weights.weight_TK[len(self.head_terms), 0] * self.batch.targets.count * self.scale
         gradient_nE = self.balance.gradient(logits_nE)
         return gradient_nE.mul_(factor.to(gradient_nE.dtype))
 
@@ -151,18 +145,25 @@ class StudentObserver(RouterObserver):
         before = self._before_head()
         if (self.attends and self.taught) or self.balances:
             hidden_BSD, before = _RecordScale.apply(hidden_BSD, before, self)
-        order_N = _by_part(self.signal.parts, targets.count, targets.flat_N.device)
+        order_N = in_parts(self.signal.parts, targets.count, targets.flat_N.device)
         hidden_ND = hidden_BSD.flatten(0, 1)[targets.flat_N[order_N]]
         route_N = self.batch.routes[targets.row_N[order_N]]
-        chunks = _Chunks(self, targets.label_N[order_N], route_N)
+        chunks = HeadLosses(
+            self.head_terms,
+            self.signal.parts,
+            targets.label_N[order_N],
+            route_N,
+            weights=self.weights,
+            vocabulary=self.vocabulary,
+        )
         # Without head terms no position is multiplied by the head, but it still gets a (zero) gradient: an unused
         # parameter would leave the other ranks waiting.
         used_ND = hidden_ND if self.head_terms else hidden_ND[:0]
         anchor, values_TN = linear_loss(used_ND, head, chunks, len(self.head_terms))
         T = len(self.head_terms)
         if self.head_terms:
-            self.sums_TK[:T].index_add_(1, route_N, values_TN.double()).mul_(self.covers_TK[:T])
-        weighted = (self.sums_TK[:T] * self.route_weight_TK[:T]).sum()
+            self.sums_TK[:T].index_add_(1, route_N, values_TN.double()).mul_(self.weights.covers_TK[:T])
+        weighted = (self.sums_TK[:T] * self.weights.weight_TK[:T]).sum()
         # Three dimensions, as the model expects of logits; not a view, which FSDP2's hooks would not follow.
         self.loss = (anchor + weighted + before).to(anchor.dtype).repeat(1, 1, 1)
         # Everything a teacher said has been used: its hidden states, queries and keys need not outlive the forward.
@@ -179,13 +180,13 @@ class StudentObserver(RouterObserver):
         if untapped:
             raise RuntimeError(f"{untapped} were not tapped; call the objective inside `with objective.listening():`")
         if self.layers and self.taught:
-            self.sums_TK[-1] *= self.covers_TK[-1]
-            total = total + (self.sums_TK[-1] * self.route_weight_TK[-1]).sum()
+            self.sums_TK[-1] *= self.weights.covers_TK[-1]
+            total = total + (self.sums_TK[-1] * self.weights.weight_TK[-1]).sum()
         if self.balance is not None:
             t, route_N = len(self.head_terms), self.batch.routes[self.batch.targets.row_N]
             # Not a sum over targets, but weighted like one: divided by N it is a mean over micro-batches.
             self.sums_TK[t] = self.balance.value() * torch.bincount(route_N, minlength=self.sums_TK.shape[1])
-            total = total + (self.sums_TK[t] * self.route_weight_TK[t]).sum()
+            total = total + (self.sums_TK[t] * self.weights.weight_TK[t]).sum()
         return total
 
     def result(self) -> dict[str, Tensor]:
@@ -193,101 +194,6 @@ class StudentObserver(RouterObserver):
         # The graph holds this observer, so this observer must not hold the graph: no collector sees such a cycle.
         loss, self.loss = self.loss.sum(), None
         return {"loss": loss}
-
-
-class _Chunks:
-    """The head terms on one chunk of positions, which are in the order of the signal's parts."""
-
-    def __init__(self, observer: StudentObserver, label_N: Tensor, route_N: Tensor) -> None:
-        self.terms = observer.head_terms
-        self.minimised = observer.minimised
-        self.label_N = label_N
-        self.route_N = route_N
-        self.vocabulary = observer.vocabulary
-        self.weight_TK = observer.route_weight_TK
-        self.uniform = observer.uniform
-        self.covers_TK = observer.covers_TK
-        # Target positions of each part; those of rows that no teacher was asked about come last.
-        self.spans: list[tuple[int, int, Part | None]] = []
-        start = 0
-        for part in observer.signal.parts:
-            if part.hidden_ND is not None:
-                self.spans.append((start, start + len(part.hidden_ND), part))
-                start += len(part.hidden_ND)
-        if start < len(label_N):
-            self.spans.append((start, len(label_N), None))
-            self._check_untaught(route_N[start:])
-
-    def _check_untaught(self, route_n: Tensor) -> None:
-        for t, term in enumerate(self.terms):
-            if term.needs_teacher and bool(self.covers_TK[t][route_n].any()):
-                raise RuntimeError(f"{term.name}: {len(route_n)} target positions came without what their teacher says")
-
-    def __call__(self, logits_nV: Tensor, rows: slice, wants_grad: bool) -> tuple[Tensor, Tensor | None]:
-        # Cut where the teacher changes.
-        found = [
-            self._piece(logits_nV, rows, max(first, rows.start), min(last, rows.stop), first, part, wants_grad)
-            for first, last, part in self.spans
-            if first < rows.stop and last > rows.start
-        ]
-        if len(found) == 1:
-            return found[0]
-        values, grads = zip(*found, strict=True)
-        if all(grad is None for grad in grads):
-            return torch.cat(values, 1), None
-        width = logits_nV.shape[1]
-        none = [logits_nV.new_zeros(value.shape[1], width) if g is None else g for value, g in zip(values, grads)]
-        return torch.cat(values, 1), torch.cat(none)
-
-    def _piece(
-        self, logits_nV: Tensor, rows: slice, start: int, stop: int, first: int, part: Part | None, wants_grad: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        ours_nV, span = logits_nV[start - rows.start : stop - rows.start], slice(start, stop)
-        if part is None:
-            return self._evaluate(span, ours_nV, None, 1.0, wants_grad)
-        assert part.head is not None
-        assert part.hidden_ND is not None
-        tokens = min(logits_nV.shape[1], len(part.head.weight_VD), self.vocabulary or logits_nV.shape[1])
-        teacher_nV = part.head.first(tokens).logits(part.hidden_ND[start - first : stop - first])
-        return self._evaluate(span, ours_nV, teacher_nV.to(ours_nV.dtype), part.weight, wants_grad)
-
-    def _evaluate(
-        self, rows: slice, logits_nV: Tensor, teacher_nV: Tensor | None, share: float, wants_grad: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        chunk = HeadChunk(logits_nV, self.label_N[rows], teacher_nV)
-        values, total = [], None
-        for t, term in enumerate(self.terms):
-            if term.needs_teacher and teacher_nV is None:
-                values.append(logits_nV.new_zeros(len(logits_nV)))
-                continue
-            value_n, grad_nV = term.evaluate(chunk, wants_grad and self.minimised[t])
-            values.append(value_n if share == 1.0 else value_n * share)
-            if grad_nV is None:
-                continue
-            weight = self.uniform[t]
-            if weight is None:
-                grad_nV.mul_(self.weight_TK[t][self.route_N[rows], None] * share)
-            elif weight * share != 1.0:
-                grad_nV.mul_(weight * share)
-            if grad_nV.shape[1] < logits_nV.shape[1]:
-                grad_nV = torch.nn.functional.pad(grad_nV, (0, logits_nV.shape[1] - grad_nV.shape[1]))
-            total = grad_nV if total is None else total.add_(grad_nV)
-        return torch.stack(values), total
-
-
-def _by_part(parts: Sequence[Part], count: int, device: torch.device) -> Tensor:
-    """The order of target positions in which each part's are together, and those of no part last.
-
-    A position that several parts cover is there several times.
-    """
-    everything = torch.arange(count, device=device)
-    taught = [everything if part.targets is None else part.targets for part in parts if part.hidden_ND is not None]
-    if not taught:
-        return everything
-    ordered = torch.cat(taught)
-    rest = torch.ones(count, dtype=torch.bool, device=device)
-    rest[ordered] = False
-    return torch.cat([ordered, rest.nonzero().squeeze(1)])
 
 
 def _merge(grads: Sequence[tuple[Tensor | None, Any, Any]], scores: AttentionScores) -> tuple[Tensor, Tensor]:
