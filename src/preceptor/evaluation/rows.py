@@ -77,7 +77,7 @@ def evaluation_set(
 
     Args:
         split: the dataset's rows, parted.
-        spec: its `role` (none counts as general), `targets` and `max_length`.
+        spec: its `role` (none counts as general), `metric`, `targets` and `max_length`.
         rows: at most this many, those with the smallest sha256 of seed and prompt: another draw for another seed, and
             the same for all models.
         seed: the run's.
@@ -94,7 +94,7 @@ def evaluation_set(
         )
     if rows is not None and rows < len(found):
         found = _drawn(found, rows, seed)
-    questions = tuple(question(row) for row in found)
+    questions = tuple(question(row, spec.metric) for row in found)
     _check_tasks(split.name, questions)
     role: Role = "domain" if spec.role == "domain" else "general"
     return EvaluationSet(
@@ -111,14 +111,14 @@ def read_evaluation_set(name: str, spec: DatasetSpec, *, announce: Callable[[str
     return evaluation_set(SplitRows(name, [], [], read_rows(name, spec, announce=announce)), spec)
 
 
-def question(row: Row) -> Question:
-    """Reads `task`, `metric` and `choices` of a row.
+def question(row: Row, default: str | None = None) -> Question:
+    """Reads `task`, `metric` and `choices` of a row; `default` is the metric of rows that name none.
 
     Raises:
         InputError: an unknown metric, a metric without an answer to compare with, accuracy without choices, or an
             answer that is not among them.
     """
-    metric = _metric(row)
+    metric = _metric(row) or default
     task = row.extra.get("task")
     if task is not None and (not isinstance(task, str) or not task.strip()):
         raise InputError(f"{row.origin}: the task {shown(task)} is no name; write a text, or leave `task` out")

@@ -43,6 +43,12 @@ def test_fewer_rows_are_a_draw_from_all_in_their_order(make: Any) -> None:
     assert prompts(1, 99, rows) == [f"{i}" for i in range(50)]
 
 
+def test_a_dataset_may_name_the_metric_of_rows_that_name_none(make: Any) -> None:
+    rows = [make.row("q1", "yes", task="a"), make.row("q2", "no", task="b", metric="rougeL")]
+    found = evaluation_set(SplitRows("d", [], [], rows), DatasetSpec(path="d.jsonl", metric="exact"))
+    assert [each.metric for each in found.questions] == ["exact", "rougeL"]
+
+
 def test_a_question_is_what_comes_before_the_last_answer(make: Any) -> None:
     found = question(make.row("q", "a", metric="exact", task="sums"))
     assert (found.prompt, found.expected, found.task, found.metric) == ("q", "a", "sums", "exact")
