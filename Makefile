@@ -15,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN
 .PHONY: help setup demo test check bench docs pins clean
 
 help:
-	@echo "make demo    the paper's first stage at pocket size, on a CPU, with its figures"
+	@echo "make demo    the whole paper at pocket size, on a CPU, with its figures"
 	@echo "make test    all tests"
 	@echo "make check   formatting, lint, types, import floors"
 	@echo "make bench   time and memory of a training step, beside plain SFT and the dense ways"
@@ -52,6 +52,7 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	@$(BIN)/python benchmarks/step.py
+	@$(BIN)/python benchmarks/routed.py
 
 docs: $(VENV)/.docs
 	@$(BIN)/python -m mkdocs build --strict
