@@ -81,6 +81,11 @@ ROWS: dict[str, tuple[Row, str]] = {
         "d.jsonl:3: has the metric 'exact' and no assistant turn that holds the right answer; add it, or leave "
         "`metric` out to measure likelihood alone",
     ),
+    "no question": (
+        Row("shop", ({"role": "assistant", "content": "a"},), None, {"metric": "exact"}, "d.jsonl:3"),  # type: ignore[arg-type]
+        "d.jsonl:3: has the metric 'exact' and no message before the answer, so nothing is asked; add the question, or "
+        "leave `metric` out to measure likelihood alone",
+    ),
     "task that is no name": (
         row(metric="exact", task=["a"]),
         "d.jsonl:3: the task ['a'] is no name; write a text, or leave `task` out",

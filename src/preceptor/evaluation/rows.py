@@ -115,8 +115,8 @@ def question(row: Row, default: str | None = None) -> Question:
     """Reads `task`, `metric` and `choices` of a row; `default` is the metric of rows that name none.
 
     Raises:
-        InputError: an unknown metric, a metric without an answer to compare with, accuracy without choices, or an
-            answer that is not among them.
+        InputError: an unknown metric, a metric without an answer to compare with or a question before it, accuracy
+            without choices, or an answer that is not among them.
     """
     metric = _metric(row) or default
     task = row.extra.get("task")
@@ -129,6 +129,11 @@ def question(row: Row, default: str | None = None) -> Question:
         raise InputError(
             f"{row.origin}: has the metric {metric!r} and no assistant turn that holds the right answer; add it, or "
             "leave `metric` out to measure likelihood alone"
+        )
+    if metric is not None and last == 0:
+        raise InputError(
+            f"{row.origin}: has the metric {metric!r} and no message before the answer, so nothing is asked; add the "
+            "question, or leave `metric` out to measure likelihood alone"
         )
     choices: tuple[str, ...] = ()
     if metric == "accuracy":

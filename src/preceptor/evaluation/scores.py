@@ -244,7 +244,8 @@ def _data_warnings(datasets: Mapping[str, Any], model: _Model) -> list[str]:
     for name, data in datasets.items():
         scored = sum(task["rows"] for task in data["tasks"].values())
         if 0 < scored < SMALL:
-            found.append(f"{name}: only {scored} scored rows, fewer than {SMALL}; its intervals are wide")
+            counted = "1 scored row" if scored == 1 else f"{scored} scored rows"
+            found.append(f"{name}: only {counted}, fewer than {SMALL}; its intervals are wide")
         if data["dropped"]:
             reasons = "; ".join(f"{count:,} {reason}" for reason, count in data["dropped"].items())
             found.append(f"{name}: {sum(data['dropped'].values()):,} rows dropped for all models: {reasons}")
@@ -279,7 +280,9 @@ def _model_warnings(
                 "recovery is not defined"
             )
     if reference is not None and entries[reference]["general"] and entries[reference]["retention"] is None:
-        found.append(f"{reference}: the reference's general score is not above 0, so retention is not defined")
+        found.append(
+            f"{reference}: the reference's general score is not above 0 beyond noise, so retention is not defined"
+        )
     for name, entry in entries.items():
         for role, gain in entry["over_reference"].items():
             if gain is not None and name != reference and gain["low"] <= 0 <= gain["high"]:

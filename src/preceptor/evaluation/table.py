@@ -7,7 +7,10 @@ from typing import Any
 
 
 def score_table(scores: Mapping[str, Any]) -> list[str]:
-    """One line per model: general and domain score, distances, recovery and retention, each with its interval."""
+    """One line per model: general and domain score, distances, recovery and retention, each with its interval.
+
+    No line where no model has any of them.
+    """
     heads = ["model", "general", "domain", "KL to ref.", "KL to expert", "recovery", "retention"]
     keys = ("kl_reference", "kl_expert", "recovery", "retention")
     lines = [heads]
@@ -21,13 +24,16 @@ def score_table(scores: Mapping[str, Any]) -> list[str]:
             ]
         )
     used = [column for column in range(len(heads)) if column == 0 or any(line[column] for line in lines[1:])]
-    return _aligned([[line[column] for column in used] for line in lines])
+    return _aligned([[line[column] for column in used] for line in lines]) if len(used) > 1 else []
 
 
 def task_table(scores: Mapping[str, Any]) -> list[str]:
-    """One line per task, the majority answer's score beside every model's."""
+    """One line per task, the majority answer's score beside every model's; perplexity of datasets without tasks."""
     lines = [["dataset/task", "metric", "rows", "majority", *scores["models"]]]
     for dataset, data in scores["datasets"].items():
+        if not data["tasks"]:
+            values = [entry["datasets"][dataset]["perplexity"]["value"] for entry in scores["models"].values()]
+            lines.append([dataset, "perplexity", f"{data['rows']:,}", "", *(f"{value:.3f}" for value in values)])
         for task, facts in data["tasks"].items():
             values = [entry["datasets"][dataset]["tasks"][task]["score"] for entry in scores["models"].values()]
             lines.append(

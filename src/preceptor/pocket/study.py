@@ -122,6 +122,14 @@ METHODS: Mapping[str, Method] = {
     "dae_logits": Method(
         "DAE, prediction only", _align(_routes(), objective=[{"kind": "logits"}]), "sweep", 1.8, 3e-3, "align"
     ),
+    "dae_teacher": Method(
+        "DAE, general from the teacher",
+        _align({"routes": {"shop": f"stage:{EXPERT}", "public": TEACHER_SPEC}}),
+        "sweep",
+        2.5,
+        3e-3,
+        "align",
+    ),
     "mol": Method(
         "CE on domain, KL elsewhere (MoL)",
         _align({"routes": {"public": f"stage:{REFERENCE}"}}, objective=MOL_OBJECTIVE),

@@ -72,7 +72,8 @@ def summarise(results: Mapping[int, Seed]) -> dict[str, dict[str, Any]]:
             entry["seconds"] = float(np.mean([seed["seconds"][name] for seed in seeds]))
         if name in seeds[0]["mixtures"]:
             entry["mixture"] = seeds[0]["mixtures"][name]
-        if len(seeds) > 1 and name not in ("teacher", BASELINE) and name in (*DISTILLED, "sft_clean"):
+        compared = name in (*DISTILLED, "sft_clean") and name != BASELINE
+        if compared and len(seeds) > 1 and all(BASELINE in seed["scores"]["models"] for seed in seeds):
             entry["over_sft"] = _paired(seeds, name, BASELINE, "general").as_dict()
         models[name] = entry
     return models

@@ -37,8 +37,8 @@ def execute(spec: MergeStage, context: StageContext) -> dict[str, Any]:
             "method": spec.method,
             "alpha": spec.alpha,
         }
-        say(f"{1 - spec.alpha:g} of {spec.models[0].path}, {spec.alpha:g} of {spec.models[1].path}, {spec.method}")
         names = [m.path if m.adapter is None else f"{m.path} with {m.adapter}" for m in spec.models]
+        say(f"{1 - spec.alpha:g} of {names[0]}, {spec.alpha:g} of {names[1]}, {spec.method}")
         write_model(
             context.directory / "model",
             stored_config(first, first.checkpoint.dtype),

@@ -168,6 +168,14 @@ def test_small_samples_and_choices_within_choices_are_pointed_out() -> None:
     ) in found
 
 
+def test_a_reference_whose_score_may_be_0_is_not_said_to_be_0() -> None:
+    found = scores(ref=model("1" + "0" * 99, "1100" * 25, [0.1] * 10), dae=STUDENT)
+    assert found["models"]["ref"]["general"]["score"] == 0.01
+    assert found["models"]["dae"]["retention"] is None
+    said = "ref: the reference's general score is not above 0 beyond noise, so retention is not defined"
+    assert said in found["warnings"]
+
+
 def test_other_rows_are_not_compared() -> None:
     with pytest.raises(ValueError, match="dae was evaluated on other rows than ref"):
         scores(ref=REFERENCE, dae=STUDENT[:-1])
@@ -192,4 +200,12 @@ def test_tables_hold_every_model_and_leave_out_what_nobody_has() -> None:
     tasks = task_table(found)
     assert tasks[0].split() == ["dataset/task", "metric", "rows", "majority", "ref", "expert", "dae"]
     assert tasks[2].split() == ["shop/match", "accuracy", "100", "0.750", "0.500", "0.990", "0.750"]
-    assert task_table(summarise({"m": [prediction("gen", 0, "gen", None, None)]}, {"gen": FACTS["gen"]})) == []
+
+
+def test_rows_measured_by_likelihood_alone_show_their_perplexity() -> None:
+    found = summarise({"m": [prediction("gen", 0, "gen", None, None)]}, {"gen": FACTS["gen"]})
+    assert [line.split() for line in task_table(found)] == [
+        ["dataset/task", "metric", "rows", "majority", "m"],
+        ["gen", "perplexity", "1", "1.649"],  # 1 nat on 2 targets
+    ]
+    assert score_table(found) == []  # names alone would tell nothing

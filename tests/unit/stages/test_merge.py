@@ -63,6 +63,7 @@ def test_linear_is_the_default_and_a_lora_expert_is_merged_first(tmp_path: Path)
     models = ["a", {"path": "a", "adapter": "lora"}]
     _, model = run(tmp_path, said.append, models=models, alpha=0.5)
     assert said[0] == f"between: merges the adapter '{tmp_path}/lora' into '{tmp_path}/a', in memory"
+    assert said[1] == "between: 0.5 of a, 0.5 of a with lora, linear"
     dense = load_file(tmp_path / "a" / "model.safetensors")
     full = sources.with_adapter(base, str(tmp_path / "lora")).state_dict()
     for name, tensor in load_file(model / "model.safetensors").items():
