@@ -155,7 +155,11 @@ def _plan(arguments: list[str]) -> int:
 
 
 def _demo(arguments: list[str]) -> int:
-    parser = _parser("demo", "The study at pocket size: a small model learns from a big one, then a domain, on a CPU, in minutes.", "")
+    parser = _parser(
+        "demo",
+        "The study at pocket size: a small model learns from a big one, then a domain, on a CPU, in minutes.",
+        "",
+    )
     parser.epilog = "examples:\n  preceptor demo\n  preceptor demo --full --seeds 5 --out study"
     parser.add_argument("--full", action="store_true", help="five seeds, with the controls and sweeps (hours)")
     parser.add_argument("--seeds", metavar="N", type=int, help="how many seeds (default: 1, or 5 with --full)")

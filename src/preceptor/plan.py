@@ -88,7 +88,7 @@ class _Planner:
         """Where a model comes from and how many parameters it has."""
         source = stage_of(spec.path)
         if source is not None and source not in self.done:
-            return {"path": spec.path, "parameters": self._after(source)}
+            return {"path": spec.path, "adapter": spec.adapter, "parameters": self._after(source)}
         from preceptor.models.checkpoint import check_model
 
         unmade = spec.adapter is not None and (adapter := stage_of(spec.adapter)) and adapter not in self.done
@@ -104,8 +104,11 @@ class _Planner:
             "architecture": str(checkpoint.config.get("model_type")),
         }
 
-    def init_parameters(self, stage: InitStage) -> int:
-        """Parameters of the model an `init` stage makes, built without memory for its weights."""
+    def init_parameters(self, stage: InitStage) -> int | str:
+        """Parameters of the model an `init` stage makes, built without memory for its weights.
+
+        "known after stage NAME" where that stage's tokenizer decides the size of the vocabulary.
+        """
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -116,10 +119,12 @@ class _Planner:
             keys["vocab_size"] = stage.tokenizer.vocab_size
         elif "vocab_size" not in keys and isinstance(stage.tokenizer, str):
             known = self._tokenizer(ModelSpec(path=stage.tokenizer))
+            if known is None:
+                return self._after(str(stage_of(stage.tokenizer)))
         config = build_config(keys, known, f"stages.{self.name}")
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
-        return sum(parameter.numel() for parameter in model.parameters())
+        return int(sum(parameter.numel() for parameter in model.parameters()))
 
     def training(self, stage: SftStage | DistillStage) -> dict[str, Any]:
         """Rows, tokens and targets of a training stage, and a sample of each dataset."""
@@ -240,6 +245,8 @@ def render(result: dict[str, Any]) -> str:
         lines += ["", f"{name}: {stage['kind']}{reads}{state}"]
         for key, model in stage["models"].items():
             parts = [str(model[part]) for part in ("path", "architecture", "dtype") if model.get(part)]
+            if model.get("adapter"):
+                parts[0] += f" with {model['adapter']}"
             lines.append(f"  {key}: {', '.join([*parts, _amount(model['parameters'], 'parameters')])}")
         for dataset, data in stage.get("data", {}).items():
             lines += _dataset_lines(dataset, data)

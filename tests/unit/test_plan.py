@@ -137,3 +137,21 @@ def test_wrong_input(override: str, sentence: str, folder: Path) -> None:
         plan(recipe, log=silent)
     assert sentence in str(caught.value)
     assert not (folder / "runs").exists()
+
+
+def test_adapters_are_named_and_an_unknown_vocabulary_is_not_guessed(folder: Path) -> None:
+    config = "config: {model_type: llama, hidden_size: 8, intermediate_size: 16, num_attention_heads: 2}"
+    (folder / "two.yaml").write_text(
+        "name: two\n"
+        "data: {shop: {path: shop.jsonl, allow_drops: true}}\n"
+        "stages:\n"
+        f"  a: {{kind: init, {config}, tokenizer: {{train_on: shop, vocab_size: 50}}}}\n"
+        f"  b: {{kind: init, {config}, tokenizer: stage:a}}\n"
+        "  lora: {kind: sft, model: stage:a, data: shop, lora: {r: 2}}\n"
+        "  half: {kind: merge, models: [stage:a, {path: stage:a, adapter: stage:lora}], alpha: 0.5}\n"
+    )
+    result = plan(load_recipe("two.yaml"), log=silent)
+    assert result["stages"]["b"]["models"]["result"]["parameters"] == "known after stage a"
+    text = render(result)
+    assert "  result: known after stage a" in text
+    assert "  models.0: stage:a, known after stage a\n  models.1: stage:a with stage:lora, known after" in text

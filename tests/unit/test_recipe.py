@@ -25,6 +25,7 @@ from preceptor.recipe import (
     local_path,
     parse_recipe,
 )
+from preceptor.recipe.overrides import apply_overrides
 from preceptor.recipe.training import DEFAULT_BATCH
 from preceptor.recipe.yaml_text import parse_yaml
 from preceptor.stages.context import StageContext
@@ -161,6 +162,24 @@ def test_overrides_reach_any_leaf(file: Path, override: str, path: tuple[Any, ..
         here = here[step]
     assert here == value
     assert type(here) is type(value)
+
+
+def test_a_model_that_is_a_string_takes_keys_wherever_it_stands() -> None:
+    raw = {
+        "stages": {
+            "d": {"teacher": {"routes": {"shop": "x"}, "default": "y"}},
+            "c": {"experts": ["x", "y"]},
+            "s": {"models": {"a": "x"}, "on": "x"},
+        }
+    }
+    keys = ("d.teacher.routes.shop", "d.teacher.default", "c.experts.1", "s.models.a")
+    found, _ = apply_overrides(raw, [f"stages.{key}.revision=r" for key in keys])
+    assert found["stages"]["d"]["teacher"]["routes"]["shop"] == {"path": "x", "revision": "r"}
+    assert found["stages"]["d"]["teacher"]["default"] == {"path": "y", "revision": "r"}
+    assert found["stages"]["c"]["experts"] == ["x", {"path": "y", "revision": "r"}]
+    assert found["stages"]["s"]["models"] == {"a": {"path": "x", "revision": "r"}}
+    with pytest.raises(InputErrors, match=r"stages\.s\.on is 'x', which has no keys"):
+        apply_overrides(raw, ["stages.s.on.revision=r"])
 
 
 def test_overrides_are_remembered_and_the_last_wins(file: Path) -> None:

@@ -61,13 +61,15 @@ def measure(
     targets_K = torch.zeros(len(route_names), dtype=torch.int64, device=device)
     training = model.training
     model.eval()
-    with objective.listening():
-        for batch in batches:
-            signal = None if teacher is None else teacher(batch, objective.needs)
-            found = objective(model, batch, signal, student=student)
-            sums_TK += found.sums_TK
-            targets_K += found.targets_K
-    model.train(training)
+    try:
+        with objective.listening():
+            for batch in batches:
+                signal = None if teacher is None else teacher(batch, objective.needs)
+                found = objective(model, batch, signal, student=student)
+                sums_TK += found.sums_TK
+                targets_K += found.targets_K
+    finally:
+        model.train(training)
     return TermSums(objective.names, route_names, sums_TK, targets_K)
 
 

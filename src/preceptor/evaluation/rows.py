@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from preceptor.data.rows import Row, read_rows
+from preceptor.data.rows import Row
 from preceptor.data.split import SplitRows
 from preceptor.data.template import Message
 from preceptor.errors import InputError, accepted, did_you_mean, shown
@@ -100,15 +100,6 @@ def evaluation_set(
     return EvaluationSet(
         split.name, role, "test" if split.test else "holdout", questions, spec.targets, spec.max_length
     )
-
-
-def read_evaluation_set(name: str, spec: DatasetSpec, *, announce: Callable[[str], None]) -> EvaluationSet:
-    """All rows of a file that holds evaluation rows and nothing else, for a study without a recipe's splits.
-
-    Raises:
-        InputError: as `read_rows` and `question`.
-    """
-    return evaluation_set(SplitRows(name, [], [], read_rows(name, spec, announce=announce)), spec)
 
 
 def question(row: Row, default: str | None = None) -> Question:

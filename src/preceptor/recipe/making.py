@@ -19,7 +19,7 @@ from preceptor.recipe.base import (
     real,
     wanted,
 )
-from preceptor.recipe.models import DTYPES, Model
+from preceptor.recipe.models import DTYPES, Model, ModelSpec
 
 
 class TrainTokenizerSpec(Spec):
@@ -97,10 +97,14 @@ class ComposeStage(Spec):
             )
         if self.router == "hidden" and self.prompts is None:
             raise broken_rule("router is 'hidden', which needs `prompts`; name one dataset per expert")
+        if self.prompts is None and "prompt_rows" in self.model_fields_set:
+            raise broken_rule("has `prompt_rows` without `prompts`; name one dataset per expert, or leave it out")
         if self.prompts is not None and self.router not in (None, "hidden"):
             raise broken_rule(f"has `prompts`, which router {self.router!r} does not use; leave one of them out")
         if self.prompts is not None and len(self.prompts) != count:
             raise broken_rule(f"has {len(self.prompts)} prompts for {count} experts; name one dataset per expert")
+        if self.averaged and self.base != ModelSpec(path="average"):
+            raise broken_rule("base is the word `average`, the experts' mean, which has no keys; write base: average")
         return self
 
     @property

@@ -59,7 +59,7 @@ def sentence_for(error: ErrorDetails, raw: Any, root: type[BaseModel], source: S
         return source.sentence(path, "is missing; add it")
     if kind == "extra_forbidden":
         parent = path[:-1]
-        keys = _keys_of(parent, raw, root)
+        keys = _keys_of(parent, raw, root, path[-1])
         hint = did_you_mean(path[-1], keys)
         return source.sentence(path, f"is not a key that exists here{hint}; accepted are {accepted(keys)}")
     if kind in ("union_tag_invalid", "union_tag_not_found"):
@@ -108,8 +108,8 @@ def _path_in_file(loc: tuple[int | str, ...], raw: Any) -> KeyPath:
     return tuple(path)
 
 
-def _keys_of(path: KeyPath, raw: Any, root: type[BaseModel]) -> list[str]:
-    """The keys accepted in the mapping at `path`."""
+def _keys_of(path: KeyPath, raw: Any, root: type[BaseModel], refused: int | str) -> list[str]:
+    """The keys accepted in the mapping at `path`, of which `refused` is none."""
     spec: type[BaseModel] | None = root
     here = raw
     for index, step in enumerate(path):
@@ -120,9 +120,9 @@ def _keys_of(path: KeyPath, raw: Any, root: type[BaseModel]) -> list[str]:
             spec = TERMS.get(str(here.get("kind"))) if isinstance(here, dict) else None
         elif spec is not None and isinstance(step, str) and index != 0:
             # A step that is no field is a name of the user's, as that of a route is.
-            spec = _fitting(_specs_in(spec, step) if step in _keys(spec) else [spec], here)
+            spec = _fitting(_specs_in(spec, step) if step in _keys(spec) else [spec], here, refused)
         elif index == 0 and path[0] == "overlap":
-            spec = _fitting(_specs_in(root, "overlap"), here)
+            spec = _fitting(_specs_in(root, "overlap"), here, refused)
         if path[:1] == ("data",) and index == 1:
             from preceptor.recipe.data import DatasetSpec
 
@@ -147,8 +147,13 @@ def _specs_in(spec: type[BaseModel], key: str) -> list[type[BaseModel]]:
     return found
 
 
-def _fitting(specs: list[type[BaseModel]], value: Any) -> type[BaseModel] | None:
-    """Of `specs` and what stands in their fields, the one with most of the keys that `value` has."""
+def _fitting(specs: list[type[BaseModel]], value: Any, refused: int | str) -> type[BaseModel] | None:
+    """Of `specs` and what stands in their fields, the one with most of the keys that `value` has.
+
+    A spec that knows the key `refused` is not the one that refused it.
+    """
     nested = [inner for spec in specs for key in spec.model_fields for inner in _specs_in(spec, key)]
     given = set(value) if isinstance(value, dict) else set()
-    return max([*specs, *nested], key=lambda spec: len(given & set(_keys(spec))), default=None)
+    return max(
+        [*specs, *nested], key=lambda spec: (refused not in _keys(spec), len(given & set(_keys(spec)))), default=None
+    )

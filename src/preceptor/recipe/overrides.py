@@ -12,8 +12,9 @@ from preceptor.recipe.yaml_text import parse_yaml
 
 Applied = dict[KeyPath, str]
 
-# Where a bare string stands for a model's path, `student.dtype=...` has to widen it first.
-_MODEL_KEYS = ("model", "student", "teacher")
+# Where a bare string stands for a model's path, `student.dtype=...` has to widen it first: these keys of a stage, and
+# what lies below them (`teacher.routes.shop`, `experts.0`).
+_MODEL_KEYS = ("model", "student", "teacher", "experts", "base", "models", "reference", "expert")
 
 
 def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], Applied]:
@@ -56,7 +57,7 @@ def _set(root: dict[str, Any], key: str, value: Any, override: str) -> KeyPath:
         # Only a leaf's direct parents may be absent (`training:` of a stage); datasets and stages may not.
         if isinstance(here, dict) and here.get(step) is None:
             here[step] = {}
-        elif isinstance(here[step], str) and step in _MODEL_KEYS and len(path) == 3:
+        elif isinstance(here[step], str) and path[0] == "stages" and len(path) > 2 and path[2] in _MODEL_KEYS:
             here[step] = {"path": here[step]}
         here = here[step]
 

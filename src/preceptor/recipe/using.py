@@ -18,6 +18,7 @@ from preceptor.recipe.base import (
     real,
     stage_of,
     wanted,
+    whole,
 )
 from preceptor.recipe.models import Model, ModelSpec
 
@@ -73,7 +74,7 @@ class EvaluateStage(Spec):
     max_new_tokens: Whole1 = 64
     batch_size: Whole1 = 32
     """Rows scored at once; changes speed and memory only."""
-    resamples: Whole1 = 1000
+    resamples: Annotated[int, whole(100)] = 1000
     """Bootstrap resamples of each interval."""
 
     @model_validator(mode="after")
@@ -85,7 +86,17 @@ class EvaluateStage(Spec):
                     raise broken_rule(
                         f"has two models called {name!r}; write models as a mapping from names of your choice"
                     )
+        for name in self.on:
+            if self.on.count(name) > 1:
+                raise broken_rule(f"names {name!r} twice in `on`, whose rows would count twice; name it once")
+        spelled: dict[str, str] = {}
         for name in self.named:
+            other = spelled.setdefault(name.lower(), name)
+            if other != name:
+                raise broken_rule(
+                    f"has models called {other!r} and {name!r}, whose predictions would be one file on some systems; "
+                    "give them names that differ in more than capitals"
+                )
             if not NAME.fullmatch(name):
                 raise broken_rule(f"has a model called {name!r}; give it {NAME_RULE}, in a mapping")
         if self.expert is not None and self.reference is None:
@@ -99,8 +110,8 @@ class EvaluateStage(Spec):
         scored = dict(found)
         for role, model in (("reference", self.reference), ("expert", self.expert)):
             if model is not None and model not in scored.values():
-                name = _short_name(model)
-                scored[role if name in scored else name] = model
+                names = (_short_name(model), role, *(f"{role}.{number}" for number in range(2, len(scored) + 3)))
+                scored[next(name for name in names if name not in scored)] = model
         return scored
 
     def name_of(self, model: ModelSpec | None) -> str | None:

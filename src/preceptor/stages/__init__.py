@@ -72,6 +72,12 @@ def combination_check(kind: str) -> Callable[[Any], object]:
     return check
 
 
+def evaluation_check() -> Callable[[Any], object]:
+    """The function that checks whether the rows of an `evaluate` stage say how they are scored."""
+    check: Callable[[Any], object] = _imported("preceptor.stages.evaluate:check_rows")
+    return check
+
+
 def _imported(entry: Any) -> Any:
     if not isinstance(entry, str):
         return entry

@@ -10,6 +10,7 @@ from preceptor.errors import InputError, InputErrors
 from preceptor.recipe import (
     ComposeStage,
     DistillStage,
+    EvaluateStage,
     InitStage,
     MergeStage,
     ModelSpec,
@@ -18,7 +19,7 @@ from preceptor.recipe import (
     models_of,
 )
 from preceptor.recipe.base import stage_of
-from preceptor.stages import check_of, combination_check, model_check, pair_check
+from preceptor.stages import check_of, combination_check, evaluation_check, model_check, pair_check
 from preceptor.stages.context import StageContext, run_directory
 
 
@@ -52,6 +53,8 @@ def check_ahead(recipe: Recipe, names: Sequence[str], *, models: bool = True) ->
                     # Of several teachers it matters which one.
                     route = "" if len(key) == 1 else "." + ".".join(map(str, key))
                     errors += _found(f"{where}{route}: ", pair_check(), pair)
+        if not errors and isinstance(stage, EvaluateStage):
+            errors += _found(f"{recipe.source}: stages.{name}.on: ", evaluation_check(), context)
         if models and not errors and isinstance(stage, ComposeStage | MergeStage):
             named = list(models_of(stage).values())
             resolved = [context.resolve_model(model) for model in named]

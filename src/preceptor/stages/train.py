@@ -205,10 +205,14 @@ def _trainer(
 
 
 def _measure(trainer: DistillationTrainer, rows: _Rows) -> dict[str, dict[str, float]]:
+    """Each term on each held-out part; a term that covers no row of a part has no value there, rather than 0."""
     measured = {}
     for name, part in rows.held_out().items():
         found = trainer.measure(part)
-        measured[name] = {**found.totals(), "targets": int(found.targets_K.sum())}
+        covers_TK = trainer.objective.covers_TK().to(found.targets_K.device)
+        covered_T = (covers_TK * (found.targets_K > 0)).any(1)
+        totals = {term: value for (term, value), here in zip(found.totals().items(), covered_T, strict=True) if here}
+        measured[name] = {**totals, "targets": int(found.targets_K.sum())}
     return measured
 
 
@@ -257,7 +261,7 @@ def _sentence(results: dict[str, Any]) -> str:
         f"{term} on {name} {old:.4f} -> {results['after'][name][term]:.4f}"
         for name, terms in results["before"].items()
         for term, old in terms.items()
-        if term != "targets"
+        if term != "targets" and term in results["after"][name]
     ]
     return f"{results['steps']} steps" + (f", held out: {', '.join(changes)}" if changes else "")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.data.chat import Dropped
-from preceptor.data.rows import Row
+from preceptor.data.rows import Row, read_rows
 from preceptor.data.split import SplitRows
 from preceptor.evaluation.encode import EncodedQuestion, encode_questions
-from preceptor.evaluation.rows import evaluation_set, question, read_evaluation_set
+from preceptor.evaluation.rows import evaluation_set, question
 from preceptor.recipe import DatasetSpec
 
 
@@ -98,7 +98,8 @@ def test_only_what_a_metric_needs_is_encoded(make: Any) -> None:
 
 def test_the_real_shop_rows_say_how_they_are_scored(data_folder: Path) -> None:
     spec = DatasetSpec(path=str(data_folder / "ecommerce" / "ecom_eval.jsonl"), role="domain")
-    found = read_evaluation_set("shop", spec, announce=print)
+    rows = read_rows("shop", spec, announce=print)
+    found = evaluation_set(SplitRows("shop", [], [], rows), spec)
     assert (found.role, found.part) == ("domain", "test")
     assert Counter(each.metric for each in found.questions) == {"accuracy": 4318, "rougeL": 2871}
     assert Counter(len(each.choices) for each in found.questions if each.choices) == {2: 2700, 3: 970, 27: 648}
