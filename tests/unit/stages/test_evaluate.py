@@ -58,7 +58,7 @@ def recipe(folder: Path, name: str, **stage: Any) -> Any:
         "on": ["general", "shop"],
         "max_new_tokens": 3,
         "batch_size": 8,
-        "resamples": 20,
+        "resamples": 100,
         **stage,
     }
     data = {
