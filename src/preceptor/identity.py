@@ -15,7 +15,7 @@ from typing import Any
 
 from preceptor.errors import InputError, InputErrors, shown
 from preceptor.files import json_text, sha256_file, sha256_json, write_atomic
-from preceptor.recipe import InitStage, ModelSpec, Recipe, TrainingStage, expand, local_path, models_of
+from preceptor.recipe import EvaluateStage, InitStage, ModelSpec, Recipe, TrainingStage, expand, local_path, models_of
 from preceptor.recipe.base import one_or_many, stage_of
 
 RESULTS_VERSION = 1
@@ -246,6 +246,10 @@ class _Inputs:
     def _dataset(self, name: str) -> dict[str, Any]:
         spec = self.recipe.dataset(name)
         document = spec.model_dump(mode="json", exclude={"path", "test", "revision"})
+        if not isinstance(self.recipe.stages[self.name], EvaluateStage):
+            # How rows are scored, and what their score counts as: nothing that training or generating reads.
+            document.pop("role")
+            document.pop("metric")
         for key, value in (("path", spec.path), ("test", spec.test)):
             document[key] = [
                 self._content(f"data.{name}.{key}", text, spec.revision, hub="dataset", only_hub=spec.format == "hub")

@@ -1,0 +1,36 @@
+"""What makes a stage run again, where only some stages read it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from preceptor.identity import Hashes, stage_identities
+from preceptor.recipe import parse_recipe
+
+
+def identities(folder: Path, **dataset: Any) -> dict[str, str]:
+    raw = {
+        "name": "r",
+        "data": {"shop": {"path": "shop.jsonl", "holdout": 1, **dataset}},
+        "stages": {
+            "sft": {"kind": "sft", "model": "m", "data": "shop"},
+            "scores": {"kind": "evaluate", "models": ["m"], "on": ["shop"]},
+        },
+    }
+    recipe = parse_recipe(raw, folder=folder)
+    found = stage_identities(recipe, recipe.stages, Hashes(folder / "hashes.json"))
+    return {name: each["identity"] for name, each in found.items()}
+
+
+def test_how_rows_are_scored_makes_no_model_be_trained_again(tmp_path: Path) -> None:
+    (tmp_path / "shop.jsonl").write_text("{}\n")
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text("{}")
+    before = identities(tmp_path)
+    for key, value in (("role", "domain"), ("metric", "exact")):
+        after = identities(tmp_path, **{key: value})
+        assert after["sft"] == before["sft"]
+        assert after["scores"] != before["scores"]
+    after = identities(tmp_path, holdout=2)
+    assert after["sft"] != before["sft"]
