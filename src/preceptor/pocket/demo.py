@@ -102,7 +102,10 @@ def _jobs(out: Path, seed: int, size: Size, names: list[str]) -> list[Job]:
     elsewhere = {name: _stage_directory(out, seed, name) / "model" for name in apart}
     recipe = write_study(_folder(out, seed), seed, size, together, elsewhere=elsewhere)
     stages = load_recipe(recipe)
-    jobs = [_job(seed, recipe, name, stages.stage_reads(name)) for name in together]
+    merged = [name for name in together if METHODS[name].stage["kind"] == "merge"]
+    jobs = [_job(seed, recipe, name, stages.stage_reads(name)) for name in together if name not in merged]
+    # A merge takes a moment and a process some seconds to start: all of them share one.
+    jobs.append(Job(f"{seed}/merges", recipe, ",".join(merged), 0.1, (f"{seed}/{REFERENCE}", f"{seed}/{EXPERT}")))
     made = {name: stage_directory(recipe, name) / "model" for name in (REFERENCE, EXPERT)}
     for part in APART:
         own = [name for name in apart if METHODS[name].part == part]

@@ -17,7 +17,7 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Job:
-    """One worker process: a seed's recipe, and the stage of it to run.
+    """One worker process: a seed's recipe, and the stage of it to run (or several, joined by commas).
 
     `cost` is its time in any unit; jobs named in `after` must have ended first, and jobs of an earlier `phase` start
     first where there is a choice.
