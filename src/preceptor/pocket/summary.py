@@ -129,7 +129,7 @@ def alignment_table(models: Models) -> str:
     head = ["", "general", "95 % interval", "shop", "95 % interval", "recovery", "retention", "KL to ref.", "seconds"]
     lines = [head]
     for name, model in models.items():
-        if name == "teacher" or (METHODS[name].part == "distil" and name != REFERENCE):
+        if name in ("teacher", "sft_clean") or (name in DISTILLED and name != REFERENCE):
             continue
         lines.append(
             [

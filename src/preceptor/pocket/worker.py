@@ -24,7 +24,7 @@ from preceptor.files import json_text, write_atomic
 from preceptor.models.load import load_model
 from preceptor.models.tokenizers import load_tokenizer
 from preceptor.objective import Attention, Logits, Objective
-from preceptor.pocket.study import METHODS, TEACHER_SPEC
+from preceptor.pocket.study import DISTILLED, TEACHER_SPEC
 from preceptor.recipe import DatasetSpec, ModelSpec, Recipe, load_recipe, models_of
 from preceptor.recipe.base import stage_of
 from preceptor.runs import run
@@ -54,7 +54,7 @@ def run_stage(recipe_path: Path, stage: str, log: Log) -> None:
     if "student" in recipe.stage_reads(stage):
         run(recipe, only="student", log=log)
     run(recipe, only=stage, log=log)
-    if stage in METHODS and METHODS[stage].part in ("distil", "clean"):
+    if stage in (*DISTILLED, "sft_clean"):
         _keep_distance(recipe_path, stage)
 
 
