@@ -181,14 +181,14 @@ def _spec_document(recipe: Recipe, name: str) -> dict[str, Any]:
         holder: Any = spec
         for step in key[:-1]:
             holder = holder[step]
-        if isinstance(holder[key[-1]], dict):
-            for place in ("path", "revision", "adapter", "device_map"):
-                holder[key[-1]].pop(place)
-        elif isinstance(holder[key[-1]], list):  # a route's only teacher
-            for place in ("path", "revision", "adapter", "device_map"):
-                holder[key[-1]][0]["model"].pop(place)
-        else:
+        model = holder[key[-1]]
+        if isinstance(model, str):
             holder.pop(key[-1])  # the tokenizer of an init stage, a bare path
+            continue
+        if isinstance(model, list):  # of a route's only teacher
+            model = model[0]["model"]
+        for place in ("path", "revision", "adapter", "device_map"):
+            model.pop(place)
     if spec["kind"] in ("generate", "evaluate"):
         spec.pop("batch_size")
     if spec["kind"] == "init" and spec["chat_template"] not in (None, "default"):

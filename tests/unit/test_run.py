@@ -19,7 +19,7 @@ from preceptor.cli import main
 from preceptor.errors import InputError, InputErrors, RunFailed
 from preceptor.recipe import Recipe, load_recipe
 from preceptor.runs import run
-from preceptor.stages import CHECKS, EXECUTORS, MODEL_CHECKS
+from preceptor.stages import AHEAD_CHECKS, CHECKS, EXECUTORS
 from preceptor.stages.context import StageContext
 from preceptor.stages.datasets import specs_for
 
@@ -64,8 +64,8 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
     for kind in ("init", "generate", "sft", "distill"):
         monkeypatch.setitem(EXECUTORS, kind, made.execute)
         monkeypatch.setitem(CHECKS, kind, lambda training: None)
-    monkeypatch.setitem(MODEL_CHECKS, "one", lambda spec: None)
-    monkeypatch.setitem(MODEL_CHECKS, "pair", lambda pair: None)
+    monkeypatch.setitem(AHEAD_CHECKS, "one", lambda spec: None)
+    monkeypatch.setitem(AHEAD_CHECKS, "pair", lambda pair: None)
     return made
 
 
@@ -371,7 +371,7 @@ def test_checks_come_before_the_first_stage(folder: Path, fakes: Fakes, monkeypa
         raise InputError("the file is cut")
 
     monkeypatch.setitem(CHECKS, "distill", check)
-    monkeypatch.setitem(MODEL_CHECKS, "one", check_model)
+    monkeypatch.setitem(AHEAD_CHECKS, "one", check_model)
     with pytest.raises(InputErrors) as caught:
         run(recipe(), log=silent)
     assert caught.value.errors == [

@@ -33,6 +33,11 @@ class ModelSpec(Spec):
     trust_remote_code: bool = False
     """Runs Python that comes with the model; off unless written here."""
 
+    @property
+    def title(self) -> str:
+        """What logs and cards call it."""
+        return self.path if self.adapter is None else f"{self.path} with {self.adapter}"
+
 
 def _model(value: Any) -> Any:
     if isinstance(value, str):

@@ -32,13 +32,15 @@ CHECKS: dict[str, str | Check] = {
     "sft": "preceptor.stages.build:check_training",
     "distill": "preceptor.stages.build:check_training",
 }
-# Take resolved ModelSpecs; raise InputError, without reading weights, for files that cannot be a model, for a student
-# and a teacher whose tokenizers differ, and for models that cannot be composed or merged.
-MODEL_CHECKS: dict[str, str | Callable[..., object]] = {
+# What else can be refused before anything runs. Those of models take resolved ModelSpecs and read no weights: files
+# that cannot be a model, a student and a teacher whose tokenizers differ, models that cannot be composed or merged.
+# `rows` takes the StageContext of an `evaluate` stage.
+AHEAD_CHECKS: dict[str, str | Callable[..., object]] = {
     "one": "preceptor.models.checkpoint:check_model",
     "pair": "preceptor.models.tokenizers:check_pair",
     "compose": "preceptor.models.compose:check_composition",
     "merge": "preceptor.models.sources:check_sources",
+    "rows": "preceptor.stages.evaluate:check_rows",
 }
 
 
@@ -54,27 +56,9 @@ def check_of(kind: str) -> Check | None:
     return check
 
 
-def model_check() -> Callable[[Any], object]:
-    """The function that checks the files of a model that is not made by a stage."""
-    check: Callable[[Any], object] = _imported(MODEL_CHECKS["one"])
-    return check
-
-
-def pair_check() -> Callable[[Any], object]:
-    """The function that checks whether a (student, teacher) pair shares a tokenizer."""
-    check: Callable[[Any], object] = _imported(MODEL_CHECKS["pair"])
-    return check
-
-
-def combination_check(kind: str) -> Callable[[Any], object]:
-    """The function that checks whether the models of a `compose` or `merge` stage fit each other."""
-    check: Callable[[Any], object] = _imported(MODEL_CHECKS[kind])
-    return check
-
-
-def evaluation_check() -> Callable[[Any], object]:
-    """The function that checks whether the rows of an `evaluate` stage say how they are scored."""
-    check: Callable[[Any], object] = _imported("preceptor.stages.evaluate:check_rows")
+def ahead_check(what: str) -> Callable[[Any], object]:
+    """One of `AHEAD_CHECKS`; imports its module."""
+    check: Callable[[Any], object] = _imported(AHEAD_CHECKS[what])
     return check
 
 

@@ -15,11 +15,12 @@ from preceptor.recipe import (
     MergeStage,
     ModelSpec,
     Recipe,
+    Stage,
     TrainingStage,
     models_of,
 )
-from preceptor.recipe.base import stage_of
-from preceptor.stages import check_of, combination_check, evaluation_check, model_check, pair_check
+from preceptor.recipe.base import KeyPath, stage_of
+from preceptor.stages import ahead_check, check_of
 from preceptor.stages.context import StageContext, run_directory
 
 
@@ -45,27 +46,41 @@ def check_ahead(recipe: Recipe, names: Sequence[str], *, models: bool = True) ->
             spec = context.resolve_model(model.model_copy(update={"adapter": None}) if unmade else model)
             if spec not in seen:
                 seen.append(spec)
-                errors += _found(f"{where}.{'.'.join(map(str, key))}: ", model_check(), spec)
-        if models and not errors and isinstance(stage, DistillStage):
-            for key, teacher in stage.teachers.items():
-                pair = [context.resolve_model(model) for model in (stage.student, teacher)]
-                if all(_made(model, resolved) for model, resolved in zip((stage.student, teacher), pair)):
-                    # Of several teachers it matters which one.
-                    route = "" if len(key) == 1 else "." + ".".join(map(str, key))
-                    errors += _found(f"{where}{route}: ", pair_check(), pair)
+                errors += _found(f"{where}.{_dotted(key)}: ", ahead_check("one"), spec)
+        if models and not errors:
+            errors += _together(stage, context, where)
         if not errors and isinstance(stage, EvaluateStage):
-            errors += _found(f"{recipe.source}: stages.{name}.on: ", evaluation_check(), context)
-        if models and not errors and isinstance(stage, ComposeStage | MergeStage):
-            named = list(models_of(stage).values())
-            resolved = [context.resolve_model(model) for model in named]
-            if all(_made(model, there) for model, there in zip(named, resolved)):
-                errors += _found(f"{where}: ", combination_check(stage.kind), resolved)
+            errors += _found(f"{where}.on: ", ahead_check("rows"), context)
     if errors:
         raise InputErrors(list(dict.fromkeys(errors)))
 
 
-def _made(model: ModelSpec, resolved: ModelSpec) -> bool:
-    """Whether all that `model` refers to is there: what a stage is yet to make cannot be looked into."""
+def _together(stage: Stage, context: StageContext, where: str) -> list[str]:
+    """What is refused of models that have to fit each other, as far as they are there."""
+    errors: list[str] = []
+    if isinstance(stage, DistillStage):
+        for key, teacher in stage.teachers.items():
+            if (pair := _made(context, [stage.student, teacher])) is not None:
+                route = "" if len(key) == 1 else f".{_dotted(key)}"  # of several teachers it matters which one
+                errors += _found(f"{where}{route}: ", ahead_check("pair"), pair)
+    elif isinstance(stage, ComposeStage | MergeStage):
+        sources = _made(context, list(models_of(stage).values()))
+        if sources is not None:
+            errors += _found(f"{where}: ", ahead_check(stage.kind), sources)
+    return errors
+
+
+def _dotted(key: KeyPath) -> str:
+    return ".".join(map(str, key))
+
+
+def _made(context: StageContext, models: Sequence[ModelSpec]) -> list[ModelSpec] | None:
+    """The models resolved; None where a stage is yet to make one of them, which cannot be looked into."""
+    resolved = [context.resolve_model(model) for model in models]
+    return resolved if all(map(_there, models, resolved)) else None
+
+
+def _there(model: ModelSpec, resolved: ModelSpec) -> bool:
     if stage_of(model.path) is None and (model.adapter is None or stage_of(model.adapter) is None):
         return True
     return Path(resolved.path).exists() and (resolved.adapter is None or Path(resolved.adapter).exists())

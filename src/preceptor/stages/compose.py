@@ -73,8 +73,8 @@ def execute(spec: ComposeStage, context: StageContext) -> dict[str, Any]:
             "router": kind,
         }
         settings = {
-            "experts": ", ".join(_named(source.path, source.adapter) for source in spec.experts),
-            "base": "the experts' mean" if spec.averaged else _named(*_origin(spec)),
+            "experts": ", ".join(source.title for source in spec.experts),
+            "base": "the experts' mean" if spec.averaged else (spec.base or spec.experts[0]).title,
             **({} if spec.prompts is None else {"prompts": ", ".join(spec.prompts), "prompt_rows": spec.prompt_rows}),
             "noise": spec.noise,
         }
@@ -170,12 +170,3 @@ def _remarks(spec: ComposeStage, kind: str) -> list[str]:
     if len({(model.path, model.adapter) for model in spec.experts}) < count and spec.noise == 0:
         lines.append("experts of one source begin equal; `noise` would tell them apart")
     return lines
-
-
-def _origin(spec: ComposeStage) -> tuple[str, str | None]:
-    model = spec.base or spec.experts[0]
-    return model.path, model.adapter
-
-
-def _named(path: str, adapter: str | None) -> str:
-    return path if adapter is None else f"{path} with {adapter}"

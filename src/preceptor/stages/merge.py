@@ -37,7 +37,7 @@ def execute(spec: MergeStage, context: StageContext) -> dict[str, Any]:
             "method": spec.method,
             "alpha": spec.alpha,
         }
-        names = [m.path if m.adapter is None else f"{m.path} with {m.adapter}" for m in spec.models]
+        names = [model.title for model in spec.models]
         say(f"{1 - spec.alpha:g} of {names[0]}, {spec.alpha:g} of {names[1]}, {spec.method}")
         write_model(
             context.directory / "model",

@@ -303,17 +303,13 @@ def _teacher_names(spec: SftStage | DistillStage) -> str | dict[str, str] | None
     if isinstance(spec, SftStage):
         return None
     if isinstance(spec.teacher, ModelSpec):
-        return _model_name(spec.teacher)
+        return spec.teacher.title
     named = {
         route: " + ".join(_share_name(share, len(shares)) for share in shares)
         for route, shares in spec.teacher.routes.items()
     }
-    return named if spec.teacher.default is None else {**named, "other routes": _model_name(spec.teacher.default)}
+    return named if spec.teacher.default is None else {**named, "other routes": spec.teacher.default.title}
 
 
 def _share_name(share: ShareSpec, of: int) -> str:
-    return _model_name(share.model) if of == 1 else f"{share.weight:g} × {_model_name(share.model)}"
-
-
-def _model_name(model: ModelSpec) -> str:
-    return model.path if model.adapter is None else f"{model.path} with {model.adapter}"
+    return share.model.title if of == 1 else f"{share.weight:g} × {share.model.title}"
