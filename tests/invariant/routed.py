@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 import toys
-from invariant import trainers
+from invariant import ranks, trainers
 from oracle import brute
 from preceptor.objective import Attention, Logits, NextToken, Objective
 from preceptor.signals import TokenBatch
@@ -110,7 +107,7 @@ def run(
     *,
     model: nn.Module | None = None,
     world: int = 1,
-    accumulate: Callable[[bool], Any] = lambda last: nullcontext(),
+    accumulate: ranks.Accumulate = lambda last: nullcontext(),
     checkpointing: bool | None = None,
 ) -> None:
     """Train `learner` in place. `cut` makes this rank's micro-batches of a step; `checkpointing` says if reentrant."""
@@ -144,25 +141,14 @@ def case_name(engine: str, sharded: str) -> str:
     return f"{engine}, {sharded} sharded"
 
 
-def rank_main(rank: int, directory: str, port: int) -> None:
-    """Every case on one of two gloo ranks; nothing may wait for longer than a minute."""
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2", OMP_NUM_THREADS="1",
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-    )  # fmt: skip
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=60))
-    folder = Path(directory)
-    try:
-        for engine, sharded in CASES:
-            found = _case(engine, sharded, rank)
-            torch.save(found, folder / f"{case_name(engine, sharded)}.{rank}")
-        for engine in ADAPTERS:
-            torch.save(_adapters(engine, rank), folder / f"{engine} adapters.{rank}")
-        torch.save(trained(folder / "trainer", per_device_train_batch_size=1), folder / f"trainer.{rank}")
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
+def on_rank(rank: int, folder: Path) -> None:
+    """Every case."""
+    for engine, sharded in CASES:
+        found = _case(engine, sharded, rank)
+        torch.save(found, folder / f"{case_name(engine, sharded)}.{rank}")
+    for engine in ADAPTERS:
+        torch.save(_adapters(engine, rank), folder / f"{engine} adapters.{rank}")
+    torch.save(trained(folder / "trainer", per_device_train_batch_size=1), folder / f"trainer.{rank}")
 
 
 def _mine(rank: int) -> Cut:
@@ -176,54 +162,19 @@ def _mine(rank: int) -> Cut:
 def _case(engine: str, sharded: str, rank: int) -> dict[str, Any]:
     learner, made = student(), teachers()
     for model in {"no teacher": (), "the expert": made[1:], "both teachers": made}[sharded]:
-        _shard(model)
+        ranks.shard(model)
     counted = [Counting(model, name) for model, name in zip(made, ROUTES)]
     assert [each.sharded for each in counted] == {
         "no teacher": [False, False], "the expert": [False, True], "both teachers": [True, True],
     }[sharded]  # fmt: skip
     teaches = RoutedTeacher(dict(zip(ROUTES, counted)), route_names=ROUTES)
-    model, accumulate = _engine(engine, learner)
+    model, accumulate = ranks.engine(engine, learner)
     for each in counted:
         each.layer_shapes()
         each.rows.clear()
     run(learner, teaches, _mine(rank), model=model, world=2, accumulate=accumulate)
     # `prepare` looks at the layers of each teacher once.
-    return {"weights": whole(learner), "rows": {each.name: each.rows[1:] for each in counted}}
-
-
-def _engine(engine: str, learner: nn.Module) -> tuple[nn.Module, Callable[[bool], Any]]:
-    if engine == "ddp":
-        model = nn.parallel.DistributedDataParallel(learner)
-        return model, lambda last: nullcontext() if last else model.no_sync()
-    sharded = _shard(learner)
-
-    def accumulate(last: bool) -> Any:
-        sharded.set_requires_gradient_sync(last)  # type: ignore[operator]
-        return nullcontext()
-
-    return sharded, accumulate
-
-
-def _shard(model: nn.Module) -> nn.Module:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import DTensor
-
-    mesh = init_device_mesh("cpu", (2,))
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    for layer in inner.model.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(inner.lm_head, mesh=mesh)
-    sharded = fully_shard(model, mesh=mesh)
-    assert all(isinstance(p, DTensor) for p in sharded.parameters()), "FSDP2 did not shard"
-    return sharded
-
-
-def whole(model: nn.Module) -> dict[str, Tensor]:
-    return {
-        name: (p.detach().full_tensor() if hasattr(p, "full_tensor") else p.detach()).clone()
-        for name, p in model.named_parameters()
-    }
+    return {"weights": ranks.whole(learner), "rows": {each.name: each.rows[1:] for each in counted}}
 
 
 # --- teachers on the student's own base weights -----------------------------------------------------------------
@@ -252,16 +203,16 @@ def adapted() -> tuple[Any, RoutedTeacher]:
 def adapters_alone() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """All parameters before and after the steps on one process."""
     learner, teaches = adapted()
-    start = whole(learner)
+    start = ranks.whole(learner)
     run(learner, teaches, lambda rows: [batch(rows)])
-    return start, whole(learner)
+    return start, ranks.whole(learner)
 
 
 def _adapters(engine: str, rank: int) -> dict[str, Tensor]:
     learner, teaches = adapted()
-    model, accumulate = _engine(engine, learner)
+    model, accumulate = ranks.engine(engine, learner)
     run(learner, teaches, _mine(rank), model=model, world=2, accumulate=accumulate)
-    return whole(learner)
+    return ranks.whole(learner)
 
 
 # --- the Trainer ------------------------------------------------------------------------------------------------

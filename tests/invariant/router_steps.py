@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 import toys
+from invariant import ranks
 from preceptor.objective import NextToken, Objective, RouterBalance
 
 LEARNING_RATE, WEIGHT, CROSS_ENTROPY = 0.1, 2.0, 0.3
@@ -48,7 +46,7 @@ def train(
     mine: Callable[[list[MicroBatch]], Sequence[MicroBatch]],
     *,
     world: int = 1,
-    accumulate: Callable[[bool], Any] = lambda last: nullcontext(),
+    accumulate: ranks.Accumulate = lambda last: nullcontext(),
     reentrant: bool | None = None,
 ) -> None:
     """Train `model` in place; `inner` is the student inside it, `mine` this rank's micro-batches of a step."""
@@ -70,49 +68,16 @@ def train(
         optimizer.zero_grad()
 
 
-def rank_main(rank: int, directory: str) -> None:
-    """Both engines and all kinds of checkpointing on one of two gloo ranks."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", RANK=str(rank), WORLD_SIZE="2")
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=120)
-    )
-    try:
-        for engine, reentrant in CASES:
-            _run_rank(engine, reentrant, rank, Path(directory) / case_name(engine, reentrant))
-    finally:
-        dist.destroy_process_group()
-
-
-def _run_rank(engine: str, reentrant: bool | None, rank: int, path: Path) -> None:
-    inner = student()
-    if engine == "ddp":
-        model: nn.Module = nn.parallel.DistributedDataParallel(inner)
-
-        def accumulate(last: bool) -> Any:
-            return nullcontext() if last else model.no_sync()  # type: ignore[operator]
-    else:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-        from torch.distributed.tensor import DTensor
-
-        mesh = init_device_mesh("cpu", (2,))
-        for layer in inner.model.layers:
-            fully_shard(layer, mesh=mesh)
-        model = fully_shard(inner, mesh=mesh)
-        assert all(isinstance(p, DTensor) for p in model.parameters()), "FSDP2 did not shard"
-
-        def accumulate(last: bool) -> Any:
-            model.set_requires_gradient_sync(last)  # type: ignore[operator]
-            return nullcontext()
+def on_rank(rank: int, folder: Path) -> None:
+    """Both engines and all kinds of checkpointing."""
 
     def mine(step: list[MicroBatch]) -> list[MicroBatch]:
         return step[2 * rank : 2 * rank + 2]
 
-    train(model, inner, mine, world=2, accumulate=accumulate, reentrant=reentrant)
-    whole = {
-        name: (p.detach().full_tensor() if hasattr(p, "full_tensor") else p.detach())
-        for name, p in inner.named_parameters()
-    }
-    if rank == 0:
-        torch.save(whole, path)
+    for name, reentrant in CASES:
+        inner = student()
+        model, accumulate = ranks.engine(name, inner)
+        train(model, inner, mine, world=2, accumulate=accumulate, reentrant=reentrant)
+        trained = ranks.whole(inner)
+        if rank == 0:
+            torch.save(trained, folder / case_name(name, reentrant))

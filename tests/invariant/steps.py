@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 import toys
+from invariant import ranks
 from preceptor.objective import Attention, Logits, NextToken, Objective
 from preceptor.signals import TokenBatch
 from preceptor.teachers import ModelTeacher
@@ -51,7 +48,7 @@ def run(
     *,
     model: nn.Module | None = None,
     world: int = 1,
-    accumulate: Callable[[bool], Any] = lambda last: nullcontext(),
+    accumulate: ranks.Accumulate = lambda last: nullcontext(),
     checkpointing: bool | None = None,
 ) -> None:
     """Train `student` in place. `cut` makes this rank's micro-batches of a step; `checkpointing` says if reentrant."""
@@ -87,10 +84,6 @@ def distance(got: dict[str, Tensor], expected: nn.Module, start: nn.Module) -> f
     return float((wrong / moved) ** 0.5)
 
 
-def state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
 # --- two ranks --------------------------------------------------------------------------------------------------
 
 CASES = [
@@ -106,57 +99,18 @@ def case_name(engine: str, tied: bool, checkpointing: bool | None) -> str:
     return f"{engine}-{'tied' if tied else 'untied'}-{kind}"
 
 
-def rank_main(rank: int, directory: str) -> None:
-    """Both engines, both heads, all kinds of checkpointing, accumulation 2, on one of two gloo ranks."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", RANK=str(rank), WORLD_SIZE="2")
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=120)
-    )
-    try:
-        for engine, tied, checkpointing in CASES:
-            student, teacher = models(tied, torch.float64)
-            _run_rank(
-                engine, student, teacher, checkpointing, rank, Path(directory) / case_name(engine, tied, checkpointing)
-            )
-    finally:
-        dist.destroy_process_group()
+def on_rank(rank: int, folder: Path) -> None:
+    """Both engines, both heads, all kinds of checkpointing, accumulation 2."""
 
-
-def _run_rank(
-    engine: str, student: nn.Module, teacher: nn.Module, checkpointing: bool | None, rank: int, path: Path
-) -> None:
     def cut(rows: Rows) -> list[TokenBatch]:
         mine = rows[rank * 4 : rank * 4 + 4]
         return [toys.batch([[row] for row in mine[i : i + 2]]) for i in (0, 2)]
 
-    if engine == "ddp":
-        model: nn.Module = nn.parallel.DistributedDataParallel(student)
-
-        def accumulate(last: bool) -> Any:
-            return nullcontext() if last else model.no_sync()  # type: ignore[operator]
-    else:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-        from torch.distributed.tensor import DTensor
-
-        mesh = init_device_mesh("cpu", (2,))
-        for layer in student.model.layers:  # type: ignore[union-attr]
-            fully_shard(layer, mesh=mesh)
-        if not student.config.tie_word_embeddings:
-            # The head alone in its group: its weight exists only inside its own forward.
-            fully_shard(student.lm_head, mesh=mesh)
-        model = fully_shard(student, mesh=mesh)
-        assert all(isinstance(p, DTensor) for p in model.parameters()), "FSDP2 did not shard"
-
-        def accumulate(last: bool) -> Any:
-            model.set_requires_gradient_sync(last)  # type: ignore[operator]
-            return nullcontext()
-
-    run(student, teacher, cut, model=model, world=2, accumulate=accumulate, checkpointing=checkpointing)
-    whole = {
-        name: (p.detach().full_tensor() if hasattr(p, "full_tensor") else p.detach())
-        for name, p in student.named_parameters()
-    }
-    if rank == 0:
-        torch.save(whole, path)
+    for case in CASES:
+        name, tied, checkpointing = case
+        student, teacher = models(tied, torch.float64)
+        model, accumulate = ranks.engine(name, student)
+        run(student, teacher, cut, model=model, world=2, accumulate=accumulate, checkpointing=checkpointing)
+        trained = ranks.whole(student)
+        if rank == 0:
+            torch.save(trained, folder / case_name(*case))

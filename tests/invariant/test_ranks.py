@@ -7,17 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from invariant import steps
+from invariant.ranks import on_two_ranks
 from oracle import brute
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("ranks")
-    mp.spawn(steps.rank_main, args=(str(directory),), nprocs=2)
-    return directory
+    return on_two_ranks(steps.on_rank, tmp_path_factory.mktemp("ranks"))
 
 
 @cache

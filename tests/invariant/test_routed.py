@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 import toys
 from invariant import routed, steps
+from invariant.ranks import on_two_ranks, whole
 from preceptor.metrics import TIMING
 from preceptor.signals import TokenBatch
 from preceptor.teachers import ModelTeacher, RoutedTeacher
@@ -57,7 +56,7 @@ def test_five_routed_steps_equal_brute_force(name: str) -> None:
     teaches = RoutedTeacher(dict(zip(routed.ROUTES, made)), route_names=routed.ROUTES)
     routed.run(learner, teaches, cut, checkpointing=checkpointing)
     start, last = expected()
-    assert steps.distance(steps.state(learner), last, start) <= 1e-7
+    assert steps.distance(whole(learner), last, start) <= 1e-7
 
 
 def test_the_steps_need_both_teachers() -> None:
@@ -67,7 +66,7 @@ def test_the_steps_need_both_teachers() -> None:
     swapped = RoutedTeacher(dict(zip(routed.ROUTES, made[::-1])), route_names=routed.ROUTES)
     learner = routed.student()
     routed.run(learner, swapped, chunks(8))
-    assert steps.distance(steps.state(learner), last, start) > 0.1
+    assert steps.distance(whole(learner), last, start) > 0.1
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])
@@ -75,7 +74,7 @@ def test_adapters_on_the_students_base_under_accumulation(size: int) -> None:
     start, last = alone()
     learner, teaches = routed.adapted()
     routed.run(learner, teaches, chunks(size))
-    same_adapters(routed.whole(learner), last, start)
+    same_adapters(whole(learner), last, start)
 
 
 def same_adapters(got: dict[str, torch.Tensor], last: dict[str, torch.Tensor], start: dict[str, torch.Tensor]) -> None:
@@ -92,12 +91,7 @@ def same_adapters(got: dict[str, torch.Tensor], last: dict[str, torch.Tensor], s
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("routed")
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = int(taken.getsockname()[1])
-    mp.spawn(routed.rank_main, args=(str(directory), port), nprocs=2)
-    return directory
+    return on_two_ranks(routed.on_rank, tmp_path_factory.mktemp("routed"))
 
 
 def found(folder: Path, name: str) -> list[dict[str, Any]]:

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from transformers import TrainerCallback
 
 import toys
 from invariant import router_steps, steps
+from invariant.ranks import on_two_ranks, whole
 from invariant.trainers import Stop, StopAt, trainer, weights
 from oracle import routers
 from preceptor import NextToken, RouterBalance
@@ -37,20 +37,18 @@ def test_accumulated_steps_equal_brute_force(reentrant: bool | None) -> None:
     student = router_steps.student()
     router_steps.train(student, student, lambda step: step, reentrant=reentrant)
     start, last = expected()
-    assert steps.distance(steps.state(student), last, start) <= 1e-7
+    assert steps.distance(whole(student), last, start) <= 1e-7
 
 
 def test_the_term_matters_in_these_steps() -> None:
     start, last = expected()
     without = routers.train(start, router_steps.STEPS, router_steps.LEARNING_RATE, 0.0, router_steps.CROSS_ENTROPY)
-    assert steps.distance(steps.state(without), last, start) > 0.1
+    assert steps.distance(whole(without), last, start) > 0.1
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("ranks")
-    mp.spawn(router_steps.rank_main, args=(str(directory),), nprocs=2)
-    return directory
+    return on_two_ranks(router_steps.on_rank, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("case", router_steps.CASES, ids=lambda case: router_steps.case_name(*case))

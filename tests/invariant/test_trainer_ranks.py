@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from invariant import steps, trainer_ranks
+from invariant.ranks import on_two_ranks
 from invariant.test_one_process import expected, make_trainer
 from invariant.trainers import trainer
 from preceptor.metrics import TIMING, MetricsFile
 
 
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("ranks")
-    mp.spawn(trainer_ranks.rank_main, args=(str(directory), free_port()), nprocs=2)
-    return directory
+    return on_two_ranks(trainer_ranks.on_rank, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,8 @@ from preceptor.recipe import LoraSpec
 from preceptor.stages.build import add_lora
 
 
-def rank_main(rank: int, directory: str, port: int) -> None:
-    """Writes results of this rank to `directory`."""
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2", OMP_NUM_THREADS="1",
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-    )  # fmt: skip
-    torch.set_num_threads(1)
-    folder = Path(directory)
+def on_rank(rank: int, folder: Path) -> None:
+    """Writes results of this rank to `folder`."""
     results: dict[str, Any] = {
         "exact": exact(folder / "exact"),
         "resumed": resumed(folder / "resumed"),
@@ -38,8 +31,6 @@ def rank_main(rank: int, directory: str, port: int) -> None:
         "led": led(rank),
     }
     torch.save(results, folder / f"rank{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def exact(folder: Path) -> dict[str, torch.Tensor]:
