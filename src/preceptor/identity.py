@@ -17,6 +17,8 @@ from preceptor.errors import InputError, InputErrors, shown
 from preceptor.files import json_text, sha256_file, sha256_json, write_atomic
 from preceptor.recipe import EvaluateStage, InitStage, ModelSpec, Recipe, TrainingStage, expand, local_path, models_of
 from preceptor.recipe.base import one_or_many, stage_of
+from preceptor.recipe.evaluating import FILES
+from preceptor.recipe.suites import TRANSPORT_KEYS
 
 RESULTS_VERSION = 1
 """Raised whenever the same recipe on the same data gives other numbers than before."""
@@ -191,9 +193,27 @@ def _spec_document(recipe: Recipe, name: str) -> dict[str, Any]:
             model.pop(place)
     if spec["kind"] in ("generate", "evaluate"):
         spec.pop("batch_size")
+    if isinstance(stage, EvaluateStage):
+        _drop_of_suites(spec)
     if spec["kind"] == "init" and spec["chat_template"] not in (None, "default"):
         spec.pop("chat_template")
     return spec
+
+
+def _drop_of_suites(spec: dict[str, Any]) -> None:
+    """Takes out of an evaluate stage's spec the files of its suites, and how endpoints are reached."""
+    scored = spec["models"]
+    endpoints = [each for each in (scored.values() if isinstance(scored, dict) else scored) if "endpoint" in each]
+    for suite, files in FILES.items():
+        if (part := spec[suite]) is None:
+            spec.pop(suite)  # as if there were no such key: stages from before there was one are still the same
+        else:
+            endpoints += [part["judge"]] if part.get("judge") else []
+            for key in (*files, "batch_size"):
+                part.pop(key)
+    for endpoint in endpoints:
+        for key in TRANSPORT_KEYS:
+            endpoint.pop(key)
 
 
 class _Inputs:
@@ -221,6 +241,10 @@ class _Inputs:
             inputs["chat_template"] = self._content(
                 f"stages.{self.name}.chat_template", str(stage.chat_template), None, hub=None
             )
+        if isinstance(stage, EvaluateStage):
+            for key, text in stage.files.items():
+                dotted = ".".join(map(str, key))
+                inputs[dotted] = self._content(f"stages.{self.name}.{dotted}", text, None, hub=None)
         if isinstance(stage, TrainingStage):
             for setting in _FILE_KEYS:
                 if isinstance(value := stage.training.get(setting), str):

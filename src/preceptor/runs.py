@@ -15,7 +15,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import shlex
 import shutil
 import sys
 import time
@@ -127,7 +126,7 @@ def _follow(recipe: Recipe) -> dict[str, Any]:
                 cause = " ".join(f"{type(error).__name__}: {error}".split())
                 raise RunFailed(
                     f"stage {name} failed in process {distributed.rank()}: {cause[:500]}; what is finished is kept, "
-                    f"and once the cause is mended `{resume_command(recipe)}` goes on from there"
+                    f"and once the cause is mended `{recipe.command}` goes on from there"
                 ) from error
         elif "result" in word:
             found.update(word["result"])
@@ -245,14 +244,14 @@ def _execute(recipe: Recipe, name: str, directory: Path, document: dict[str, Any
         raise
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"stage {name} was interrupted; what is finished is kept, and `{resume_command(recipe)}` goes on from there"
+            f"stage {name} was interrupted; what is finished is kept, and `{recipe.command}` goes on from there"
         ) from None
     except Exception as error:
         write_atomic(target / "error.txt", traceback.format_exc())
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         raise RunFailed(
             f"stage {name} failed: {cause[:500]}; what is finished is kept, and once the cause is mended "
-            f"`{resume_command(recipe)}` goes on from there (traceback: {target / 'error.txt'})"
+            f"`{recipe.command}` goes on from there (traceback: {target / 'error.txt'})"
         ) from error
     record = {
         "format": 1,
@@ -271,11 +270,6 @@ def _execute(recipe: Recipe, name: str, directory: Path, document: dict[str, Any
     write_atomic(target / STAGE_FILE, text)
     log(f"{name}: done in {record['seconds']:.1f} s")
     return dict(json.loads(text))
-
-
-def resume_command(recipe: Recipe) -> str:
-    """The command line that runs this recipe again."""
-    return shlex.join(["preceptor", "run", recipe.source, *recipe.overrides])
 
 
 def _now() -> str:

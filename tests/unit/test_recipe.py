@@ -185,7 +185,7 @@ def test_a_model_that_is_a_string_takes_keys_wherever_it_stands() -> None:
 def test_overrides_are_remembered_and_the_last_wins(file: Path) -> None:
     recipe = load_recipe(file, ["seed=1", "seed=2"])
     assert recipe.seed == 2
-    assert recipe.overrides == ("seed=1", "seed=2")
+    assert recipe.command.endswith("recipe.yaml seed=1 seed=2")
 
 
 def test_a_mapping_instead_of_a_file(tmp_path: Path) -> None:

@@ -65,8 +65,10 @@ def split_rows(
         parts[name] = SplitRows(name, train, [], test)
     parts = _without_overlap(parts, overlap, generated, announce)
     for name, spec in specs.items():
-        if spec.holdout:
-            part = parts[name]
+        part = parts[name]
+        if spec.holdout == "all":
+            parts[name] = SplitRows(name, [], part.train, part.test, part.overlapping)
+        elif spec.holdout:
             train, holdout = hold_out(name, part.train, spec.holdout, seed)
             announce(f"{name}: {counted(len(holdout))} held out, {len(train):,} left to train on")
             parts[name] = SplitRows(name, train, holdout, part.test, part.overlapping)

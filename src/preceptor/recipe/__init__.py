@@ -7,6 +7,8 @@ imported from here.
 from __future__ import annotations
 
 from preceptor.recipe.data import DatasetSpec, OverlapSpec
+from preceptor.recipe.evaluating import EvaluateStage
+from preceptor.recipe.generating import GenerateStage
 from preceptor.recipe.load import load_recipe, parse_recipe
 from preceptor.recipe.making import ComposeStage, InitStage, MergeStage, TrainTokenizerSpec
 from preceptor.recipe.models import LoraSpec, ModelSpec
@@ -22,15 +24,17 @@ from preceptor.recipe.paths import expand, local_path
 from preceptor.recipe.recipe import Recipe
 from preceptor.recipe.routes import RoutesSpec, ShareSpec
 from preceptor.recipe.stages import Stage, datasets_of, models_of
+from preceptor.recipe.suites import AlpacaEvalSpec, EndpointSpec, MtBenchSpec, PriceSpec, TasksSpec
 from preceptor.recipe.training import OWNED_TRAINING_KEYS, DistillStage, SftStage, TrainingStage
-from preceptor.recipe.using import EvaluateStage, GenerateStage
 
 __all__ = [
     "OWNED_TRAINING_KEYS",
+    "AlpacaEvalSpec",
     "AttentionSpec",
     "ComposeStage",
     "DatasetSpec",
     "DistillStage",
+    "EndpointSpec",
     "EvaluateStage",
     "GenerateStage",
     "InitStage",
@@ -38,14 +42,17 @@ __all__ = [
     "LoraSpec",
     "MergeStage",
     "ModelSpec",
+    "MtBenchSpec",
     "NextTokenSpec",
     "OverlapSpec",
+    "PriceSpec",
     "Recipe",
     "RouterBalanceSpec",
     "RoutesSpec",
     "SftStage",
     "ShareSpec",
     "Stage",
+    "TasksSpec",
     "Term",
     "TermSpec",
     "TrainTokenizerSpec",

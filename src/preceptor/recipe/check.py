@@ -8,16 +8,17 @@ from typing import Any
 from preceptor.errors import InputError, did_you_mean
 from preceptor.recipe.base import NAME, NAME_RULE, STAGE_PREFIX, KeyPath, one_or_many, stage_of
 from preceptor.recipe.data import DatasetSpec, OverlapSpec
+from preceptor.recipe.evaluating import EvaluateStage
+from preceptor.recipe.generating import GenerateStage
 from preceptor.recipe.making import InitStage
 from preceptor.recipe.objective import TAUGHT
 from preceptor.recipe.paths import expand
 from preceptor.recipe.routes import RoutesSpec
 from preceptor.recipe.stages import Stage, datasets_of, models_of
 from preceptor.recipe.training import OWNED_TRAINING_KEYS, DistillStage, SftStage
-from preceptor.recipe.using import EvaluateStage, GenerateStage
 
 Problem = tuple[KeyPath, str]
-RESERVED_NAMES = ("recipe.yaml",)
+RESERVED_NAMES = ("recipe.yaml", "report")
 
 
 def check(
@@ -84,7 +85,9 @@ def _check_stage(
     if isinstance(stage, SftStage | DistillStage):
         yield from _check_training(path, stage, datasets, stages)
     if isinstance(stage, EvaluateStage):
-        for used in stage.on:
+        for key, text in stage.files.items():
+            yield from _check_variables((*path, *key), text)
+        for used in stage.datasets:
             dataset = datasets.get(used)
             if stage_of(used) or (dataset is not None and not dataset.holdout and dataset.test is None):
                 yield (
@@ -119,6 +122,9 @@ def _check_training(
             f"is {strategy!r}, but no dataset of the stage keeps rows to evaluate on; give one of "
             f"{', '.join(stage.dataset_names)} a `holdout`, or write eval_strategy: no",
         )
+    for name in stage.dataset_names:
+        if (dataset := datasets.get(name)) is not None and dataset.holdout == "all":
+            yield (*path, "data"), f"names {name!r}, of which every row is held out; give it a number as `holdout`"
     routes = _routes_of(stage, datasets)
     for index, term in enumerate(stage.objective):
         for route in term.routes or ():
@@ -184,7 +190,7 @@ def _may_hold_out(name: str, datasets: Mapping[str, DatasetSpec | None]) -> bool
     if stage_of(name):
         return False
     dataset = datasets.get(name)
-    return dataset is None or dataset.holdout > 0  # one that is itself wrong is reported where it is
+    return dataset is None or dataset.holdout != 0  # one that is itself wrong is reported where it is
 
 
 def _check_used_dataset(

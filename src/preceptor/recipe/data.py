@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainValidator
 
-from preceptor.recipe.base import Spec, Text, TextOrList, Whole0, Whole2, choice, one_or_many, stage_of
+from preceptor.recipe.base import Spec, Text, TextOrList, Whole2, choice, one_or_many, stage_of, wanted
 
 FORMATS = ("jsonl", "json", "csv", "parquet", "text", "hub")
 Format = Literal["jsonl", "json", "csv", "parquet", "text", "hub"]
+
+
+def _holdout(value: Any) -> int | str:
+    if value == "all" or (type(value) is int and value >= 0):
+        return value  # type: ignore[no-any-return]
+    raise wanted("a whole number of at least 0, or all")
 
 
 class DatasetSpec(Spec):
@@ -25,8 +31,8 @@ class DatasetSpec(Spec):
     """Format of the files; None detects it from the name."""
     columns: dict[str, str] | None = None
     """Our column name -> the name the files use, where detection does not find it."""
-    holdout: Whole0 = 0
-    """Rows kept out of training for evaluation: those with the smallest sha256 of seed and prompt."""
+    holdout: Annotated[int | Literal["all"], PlainValidator(_holdout)] = 0
+    """Rows kept out of training for evaluation: those with the smallest sha256 of seed and prompt; or `all` of them."""
     test: TextOrList | None = None
     """Separate evaluation rows."""
     where: dict[str, Any] = Field(default_factory=dict)

@@ -37,12 +37,23 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def parse_recipe(raw: Mapping[str, Any], *, folder: Path | None = None, name: str = "recipe") -> Recipe:
+def parse_recipe(
+    raw: Mapping[str, Any],
+    *,
+    folder: Path | None = None,
+    name: str = "recipe",
+    overrides: Sequence[str] = (),
+    again: str | None = None,
+) -> Recipe:
     """Validates a recipe given as a mapping; relative paths are looked for in `folder` first.
 
-    Raises InputErrors.
+    `name` is what errors call it, `overrides` are `key=value` texts as on the command line, and `again` is the command
+    that runs it, if it is no recipe file's. Raises InputErrors.
     """
-    return _validated(dict(raw), Source(name), (folder or Path.cwd()).resolve())
+    changed, applied = apply_overrides(dict(raw), overrides)
+    recipe = _validated(changed, Source(name, applied=applied), (folder or Path.cwd()).resolve())
+    recipe._overrides, recipe._again = tuple(overrides), again
+    return recipe
 
 
 def _validated(raw: dict[str, Any], source: Source, folder: Path) -> Recipe:

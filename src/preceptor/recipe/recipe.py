@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +31,7 @@ class Recipe(Spec):
     _source: str = PrivateAttr(default="recipe")
     _raw: dict[str, Any] = PrivateAttr(default_factory=dict)
     _overrides: tuple[str, ...] = PrivateAttr(default=())
+    _again: str | None = PrivateAttr(default=None)
 
     @property
     def folder(self) -> Path:
@@ -42,9 +44,9 @@ class Recipe(Spec):
         return self._source
 
     @property
-    def overrides(self) -> tuple[str, ...]:
-        """The `key=value` texts that were applied to the file."""
-        return self._overrides
+    def command(self) -> str:
+        """The command line that runs this recipe (again)."""
+        return self._again or shlex.join(["preceptor", "run", self._source, *self._overrides])
 
     @property
     def written(self) -> dict[str, Any]:

@@ -7,10 +7,11 @@ from typing import Annotated
 from pydantic import Field
 
 from preceptor.recipe.base import KeyPath, Spec, one_or_many
+from preceptor.recipe.evaluating import EvaluateStage
+from preceptor.recipe.generating import GenerateStage
 from preceptor.recipe.making import ComposeStage, InitStage, MergeStage, TrainTokenizerSpec
 from preceptor.recipe.models import ModelSpec
 from preceptor.recipe.training import DistillStage, SftStage
-from preceptor.recipe.using import EvaluateStage, GenerateStage
 
 Stage = Annotated[
     InitStage | ComposeStage | MergeStage | SftStage | DistillStage | GenerateStage | EvaluateStage,
@@ -40,7 +41,9 @@ def models_of(stage: Stage) -> dict[KeyPath, ModelSpec]:
         return {("models", i): model for i, model in enumerate(stage.models)}
     if isinstance(stage, EvaluateStage):
         scored = stage.models.items() if isinstance(stage.models, dict) else enumerate(stage.models)
-        found: dict[KeyPath, ModelSpec] = {("models", key): model for key, model in scored}
+        found: dict[KeyPath, ModelSpec] = {
+            ("models", key): model for key, model in scored if isinstance(model, ModelSpec)
+        }
         if stage.reference is not None:
             found["reference",] = stage.reference
         if stage.expert is not None:
@@ -58,7 +61,7 @@ def datasets_of(stage: Stage) -> dict[str, list[str]]:
     if isinstance(stage, GenerateStage | ComposeStage):
         return {"prompts": one_or_many(stage.prompts)}
     if isinstance(stage, EvaluateStage):
-        return {"on": stage.on}
+        return {"on": stage.datasets}
     if isinstance(stage, InitStage) and isinstance(stage.tokenizer, TrainTokenizerSpec):
         return {"tokenizer.train_on": one_or_many(stage.tokenizer.train_on)}
     return {}

@@ -26,7 +26,7 @@ def execute(spec: EvaluateStage, context: StageContext) -> dict[str, Any]:
     Raises:
         InputError: whatever loading models and data refuses, and rows that do not say how they are scored.
     """
-    sets = _sets(spec, spec.on, context, where=f"stages.{context.name}.on: ")
+    sets = _sets(spec, spec.datasets, context, where=f"stages.{context.name}.on: ")
     scores = evaluate_models(
         {name: context.resolve_model(model) for name, model in spec.named.items()},
         sets,
@@ -56,7 +56,7 @@ def check_rows(context: StageContext) -> None:
     """
     spec = context.recipe.stages[context.name]
     assert isinstance(spec, EvaluateStage)
-    there = [name for name in spec.on if not context.recipe.dataset(name).stages]
+    there = [name for name in spec.datasets if not context.recipe.dataset(name).stages]
     if there:
         _sets(spec, there, replace(context, log=lambda line: None))
 
