@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from preceptor.recipe import load_recipe
     from preceptor.runs import run
     from preceptor.signals import TokenBatch
-    from preceptor.teachers import ModelTeacher, RoutedTeacher
+    from preceptor.teachers import ModelTeacher, RoutedTeacher, StoredTeacher
     from preceptor.trainer import DistillationTrainer
 
 __version__ = "0.1.0"
@@ -31,6 +31,7 @@ _HOMES = {
     "Objective": "preceptor.objective",
     "RoutedTeacher": "preceptor.teachers",
     "RouterBalance": "preceptor.objective",
+    "StoredTeacher": "preceptor.teachers",
     "TokenBatch": "preceptor.signals",
     "load_rows": "preceptor.data.prepare",
     "load_recipe": "preceptor.recipe",
@@ -47,6 +48,7 @@ __all__ = [
     "Objective",
     "RoutedTeacher",
     "RouterBalance",
+    "StoredTeacher",
     "TokenBatch",
     "__version__",
     "load_recipe",

@@ -66,6 +66,7 @@ class _Words:
             ) from error
         self._store: Any = PrefixStore("preceptor", store)
         self._count = 0
+        self._gathered = 0
 
     def tell(self, word: Any) -> None:
         self._store.set(f"word/{self._count}", json.dumps(word))
@@ -80,6 +81,16 @@ class _Words:
         if "ended" in word:
             raise LeaderEnded(int(word["ended"]))
         return word
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value in the first one; it waits however long the others take."""
+        number, self._gathered = self._gathered, self._gathered + 1
+        if rank() > 0:
+            self._store.set(f"given/{number}/{rank()}", json.dumps(value))
+            return []
+        keys = [f"given/{number}/{other}" for other in range(1, world_size())]
+        self._wait(keys, math.inf)
+        return [value, *(json.loads(self._store.get(key)) for key in keys)]
 
     def heard(self) -> None:
         self._store.set(f"heard/{rank()}", "")
@@ -149,6 +160,16 @@ def from_main(make: Callable[[], T]) -> T:
         return value
     heard: T = hear()["value"]
     return heard
+
+
+def to_main(value: T) -> list[T]:
+    """What each process gives here (a JSON value), in the order of ranks: in the first process, which waits for all.
+
+    The others go on at once, with an empty list.
+    """
+    if world_size() == 1:
+        return [value]
+    return _words().gather(value)
 
 
 @contextmanager

@@ -15,7 +15,17 @@ from typing import Any
 
 from preceptor.errors import InputError, InputErrors, shown
 from preceptor.files import json_text, sha256_file, sha256_json, write_atomic
-from preceptor.recipe import EvaluateStage, InitStage, ModelSpec, Recipe, TrainingStage, expand, local_path, models_of
+from preceptor.recipe import (
+    EvaluateStage,
+    InitStage,
+    ModelSpec,
+    Recipe,
+    StoreStage,
+    TrainingStage,
+    expand,
+    local_path,
+    models_of,
+)
 from preceptor.recipe.base import one_or_many, stage_of
 from preceptor.recipe.evaluating import FILES
 from preceptor.recipe.suites import TRANSPORT_KEYS
@@ -191,8 +201,10 @@ def _spec_document(recipe: Recipe, name: str) -> dict[str, Any]:
             model = model[0]["model"]
         for place in ("path", "revision", "adapter", "device_map"):
             model.pop(place)
-    if spec["kind"] in ("generate", "evaluate"):
+    if spec["kind"] in ("generate", "evaluate", "store"):
         spec.pop("batch_size")
+    if spec["kind"] == "store":
+        spec.pop("shard_megabytes")
     if isinstance(stage, EvaluateStage):
         _drop_of_suites(spec)
     if spec["kind"] == "init" and spec["chat_template"] not in (None, "default"):
@@ -229,6 +241,8 @@ class _Inputs:
         for key, model in models_of(stage).items():
             dotted = ".".join(map(str, key))
             inputs[dotted] = self._model(f"stages.{self.name}.{dotted}", model)
+            if isinstance(stage, StoreStage) and key == ("student",):
+                inputs[dotted] = _of_tokenizer(inputs[dotted])
         names = self.recipe.stage_datasets(self.name)
         overlap = self.recipe.overlap
         if overlap is not None and set(overlap.losers) & set(names):
@@ -297,6 +311,15 @@ class _Inputs:
         except OSError as error:
             self.errors.append(f"{self.recipe.source}: {where}: {text!r} cannot be read ({error.strerror})")
         return None
+
+
+def _of_tokenizer(model: Any) -> Any:
+    """Of a local model's files those that are no weights: a store encodes rows for a student and never reads it."""
+    files = model["path"]
+    if not isinstance(files, dict) or not files.keys().isdisjoint({"stage", "hub"}):
+        return model
+    kept = {name: digest for name, digest in files.items() if not name.endswith(".safetensors")}
+    return {**model, "path": {name: digest for name, digest in kept.items() if name != "config.json"}}
 
 
 def hub_commit(name: str, revision: str | None, kind: str) -> str:

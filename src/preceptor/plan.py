@@ -18,6 +18,7 @@ from preceptor.recipe import (
     ModelSpec,
     Recipe,
     SftStage,
+    StoreStage,
     TrainTokenizerSpec,
     models_of,
 )
@@ -65,6 +66,8 @@ def plan(recipe: Recipe, *, log: Log = print) -> dict[str, Any]:
             entry["models"]["result"] = {"parameters": planner.init_parameters(stage)}
         if isinstance(stage, SftStage | DistillStage):
             entry.update(planner.training(stage))
+        if isinstance(stage, StoreStage):
+            entry.update(planner.storing(stage))
         stages[name] = entry
     return {"name": recipe.name, "directory": str(directory), "seed": recipe.seed, "stages": stages}
 
@@ -90,7 +93,11 @@ class _Planner:
         if source is not None and source not in self.done:
             return {"path": spec.path, "adapter": spec.adapter, "parameters": self._after(source)}
         from preceptor.models.checkpoint import check_model
+        from preceptor.stages.stores import stored_at
+        from preceptor.teachers.store_report import in_short
 
+        if (store := stored_at(spec, self.context)) is not None:
+            return {"path": spec.path, "adapter": None, "parameters": in_short(store)}
         unmade = spec.adapter is not None and (adapter := stage_of(spec.adapter)) and adapter not in self.done
         resolved = self.context.resolve_model(spec.model_copy(update={"adapter": None}) if unmade else spec)
         if not Path(resolved.path).is_dir():
@@ -134,21 +141,12 @@ class _Planner:
             source = stage_of(student.path)
             return {"data": {name: self._after(str(source)) for name in stage.dataset_names}}
         # Teachers share the student's tokenizer, so any of them knows the template.
-        teacher = self._tokenizer(next(iter(stage.teachers.values()))) if isinstance(stage, DistillStage) else None
-        from preceptor.data.template import choose_template
-
-        template = choose_template(tokenizer, teacher)
-        pending = {name: source for name in stage.dataset_names if (source := self._pending(name)) is not None}
-        ready = [name for name in stage.dataset_names if name not in pending]
-        prepared = self._prepare(ready, tokenizer, stage.max_length) if ready else {}
-        result: dict[str, Any] = {
-            "template": template,
-            "rows_per_step": stage.rows_per_step,
-            "data": {name: _described(prepared[name], tokenizer) for name in ready}
-            | {name: self._after(source) for name, source in pending.items()},
-        }
+        teacher = next(iter(stage.teachers.values())) if isinstance(stage, DistillStage) else None
+        found, prepared = self._rows(stage, tokenizer, teacher)
+        result: dict[str, Any] = {**found, "rows_per_step": stage.rows_per_step}
+        pending = [source for name in stage.dataset_names if (source := self._pending(name)) is not None]
         if pending:
-            result["rows_per_epoch"] = self._after(next(iter(pending.values())))
+            result["rows_per_epoch"] = self._after(pending[0])
             return result
         from preceptor.data.mixture import Mixture
 
@@ -164,6 +162,49 @@ class _Planner:
         result["steps_per_epoch"] = math.ceil(mixture.epoch_rows / stage.rows_per_step)
         result["epoch"] = {name: summary.as_dict() for name, summary in mixture.summary().items()}
         return result
+
+    def storing(self, stage: StoreStage) -> dict[str, Any]:
+        """Rows and targets that a store stage keeps, and the bytes they take where its mode says that."""
+        tokenizer = self._tokenizer(stage.student)
+        if tokenizer is None:
+            after = self._after(str(stage_of(stage.student.path)))
+            return {"data": dict.fromkeys(stage.dataset_names, after)}
+        found, prepared = self._rows(stage, tokenizer, stage.teacher)
+        if len(prepared) < len(stage.dataset_names):
+            return found
+        from preceptor.stages.stores import mode_for
+
+        rows = [row for data in prepared.values() for part in (data.train, data.holdout, data.test) for row in part]
+        targets = sum(row.target_count for row in rows)
+        sizes = mode_for(stage, tokenizer).bytes_per_target()
+        return {**found, "targets": targets, "bytes": [round(size * targets) for size in sizes]}
+
+    def _rows(
+        self,
+        stage: SftStage | DistillStage | StoreStage,
+        tokenizer: PreTrainedTokenizerBase,
+        teacher: ModelSpec | None,
+    ) -> tuple[dict[str, Any], dict[str, PreparedDataset]]:
+        """The chat template, a description of each dataset, and those that can be encoded by now."""
+        from preceptor.data.template import choose_template
+
+        template = choose_template(tokenizer, None if teacher is None else self._template(teacher))
+        pending = {name: source for name in stage.dataset_names if (source := self._pending(name)) is not None}
+        ready = [name for name in stage.dataset_names if name not in pending]
+        prepared = self._prepare(ready, tokenizer, stage.max_length) if ready else {}
+        described = {name: _described(prepared[name], tokenizer) for name in ready}
+        later = {name: self._after(source) for name, source in pending.items()}
+        return {"template": template, "data": described | later}, prepared
+
+    def _template(self, teacher: ModelSpec) -> PreTrainedTokenizerBase | str | None:
+        """A teacher's tokenizer, which has its chat template; of a stored teacher the template."""
+        from preceptor.stages.stores import stored_at, template_of
+
+        stage = self.recipe.stages.get(stage_of(teacher.path) or "")
+        if isinstance(stage, StoreStage) and stage_of(teacher.path) not in self.done:
+            return self._template(stage.teacher)
+        folder = stored_at(teacher, self.context)
+        return self._tokenizer(teacher) if folder is None else template_of(folder)
 
     def _prepare(
         self, names: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int
@@ -250,6 +291,10 @@ def render(result: dict[str, Any]) -> str:
             lines.append(f"  {key}: {', '.join([*parts, _amount(model['parameters'], 'parameters')])}")
         for dataset, data in stage.get("data", {}).items():
             lines += _dataset_lines(dataset, data)
+        if "bytes" in stage:
+            low, high = (f"{size / 1e6:,.1f}" for size in stage["bytes"])
+            size = low if low == high else f"{low} to {high}"
+            lines.append(f"  the store: {_amount(stage['targets'], 'targets')}, {size} MB")
         if "rows_per_epoch" in stage:
             steps = f", {stage['steps_per_epoch']:,} steps of {stage['rows_per_step']}" if "epoch" in stage else ""
             lines.append(f"  an epoch: {_amount(stage['rows_per_epoch'], 'rows')}{steps}")

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from preceptor.stored_signals import Stored
+
 
 @dataclass(frozen=True)
 class TargetPositions:
@@ -197,18 +199,26 @@ class Part:
     """What one teacher says about the rows it was given.
 
     `rows` (int64 [b], ascending, or None for all rows) are the batch rows it covers; `targets` (int64 [n]) the indices
-    of their target positions among the N of the batch. `hidden_ND` are its last hidden states there. Parts may cover
-    the same rows: then each teaches with its `weight`, and a row's weights sum to 1.
+    of their target positions among the N of the batch. `hidden_ND` are a live teacher's last hidden states there, and
+    `stored` what a stored one said. Parts may cover the same rows: then each teaches with its `weight`, and a row's
+    weights sum to 1.
     """
 
     rows: Tensor | None
     targets: Tensor | None
     hidden_ND: Tensor | None = None
     head: Head | None = None
+    stored: Stored | None = None
     attention: Mapping[int, AttentionScores] = field(default_factory=dict)
     teacher: str = "teacher"
     """Which teacher it is of, where an objective treats them differently (maps of layers and heads)."""
     weight: float = 1.0
+
+    @property
+    def predicted(self) -> int | None:
+        """For how many target positions it tells the next token's distribution; None where that was not asked for."""
+        said = self.hidden_ND if self.stored is None else self.stored
+        return None if said is None else len(said)
 
 
 @dataclass(frozen=True)

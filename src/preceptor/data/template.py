@@ -46,20 +46,25 @@ _PROBE = "\ue000\ue001\ue002"
 
 
 def choose_template(
-    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase | None = None
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase | str | None = None
 ) -> Literal["student", "teacher", "default"]:
     """Sets the stage's chat template on the student's tokenizer (so that it is saved with the student).
 
-    The student's own template comes first, then the teacher's, then `DEFAULT_TEMPLATE`. Returns which one it
-    was.
+    The student's own template comes first, then the teacher's (of a stored teacher the template itself), then
+    `DEFAULT_TEMPLATE`. Returns which one it was.
 
     Raises:
         InputError: a tokenizer has several named templates and none is called "default".
     """
-    for owner, tokenizer in (("student", student), ("teacher", teacher)):
-        if tokenizer is not None and tokenizer.chat_template:
-            student.chat_template = _single(tokenizer)
-            return "student" if owner == "student" else "teacher"
+    if student.chat_template:
+        student.chat_template = _single(student)
+        return "student"
+    theirs = (
+        teacher if teacher is None or isinstance(teacher, str) else _single(teacher) if teacher.chat_template else None
+    )
+    if theirs is not None:
+        student.chat_template = theirs
+        return "teacher"
     student.chat_template = DEFAULT_TEMPLATE
     return "default"
 

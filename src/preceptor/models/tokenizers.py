@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from preceptor.errors import InputError, shown
+from preceptor.files import sha256_json
 from preceptor.models.checkpoint import TOKENIZER_FILES, check_adapter, first_sentence, locate
 
 if TYPE_CHECKING:
@@ -105,6 +106,18 @@ def same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenize
                 "the student's tokenizer has the teacher's tokens but cuts text otherwise, "
                 f"for example {shown(text, 40)}; {mend}"
             )
+
+
+def tokenizer_facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What must be equal for stored token ids to mean the same: a SHA-256 that `same_tokenizer` tokenizers share."""
+    by_id = {str(index): token for index, token in _by_id(tokenizer).items()}
+    return {"sha256": sha256_json([by_id, [_ids(tokenizer, text) for text in _PROBES]]), "tokens": len(by_id)}
+
+
+def template_facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The chat template that rows are rendered with, and its SHA-256."""
+    template = str(tokenizer.chat_template)
+    return {"sha256": sha256_json(template), "text": template}
 
 
 def check_pair(pair: Sequence[ModelSpec]) -> None:

@@ -18,7 +18,7 @@ def in_parts(parts: Sequence[Part], count: int, device: torch.device) -> Tensor:
     A position that several parts cover is there several times.
     """
     everything = torch.arange(count, device=device)
-    taught = [everything if part.targets is None else part.targets for part in parts if part.hidden_ND is not None]
+    taught = [everything if part.targets is None else part.targets for part in parts if part.predicted is not None]
     if not taught:
         return everything
     ordered = torch.cat(taught)
@@ -78,9 +78,9 @@ class HeadLosses:
         self.spans: list[tuple[int, int, Part | None]] = []
         start = 0
         for part in parts:
-            if part.hidden_ND is not None:
-                self.spans.append((start, start + len(part.hidden_ND), part))
-                start += len(part.hidden_ND)
+            if part.predicted is not None:
+                self.spans.append((start, start + part.predicted, part))
+                start += part.predicted
         if start < len(label_N):
             self.spans.append((start, len(label_N), None))
             self._check_untaught(route_N[start:])
@@ -110,21 +110,24 @@ class HeadLosses:
         self, logits_nV: Tensor, rows: slice, start: int, stop: int, first: int, part: Part | None, wants_grad: bool
     ) -> tuple[Tensor, Tensor | None]:
         ours_nV, span = logits_nV[start - rows.start : stop - rows.start], slice(start, stop)
+        chunk = HeadChunk(ours_nV, self.label_N[span])
         if part is None:
-            return self._evaluate(span, ours_nV, None, 1.0, wants_grad)
+            return self._evaluate(span, chunk, 1.0, wants_grad)
+        if part.stored is not None:
+            chunk.stored = part.stored.of(start - first, stop - first)
+            return self._evaluate(span, chunk, part.weight, wants_grad)
         assert part.head is not None
         assert part.hidden_ND is not None
         tokens = min(logits_nV.shape[1], len(part.head.weight_VD), self.vocabulary or logits_nV.shape[1])
         teacher_nV = part.head.first(tokens).logits(part.hidden_ND[start - first : stop - first])
-        return self._evaluate(span, ours_nV, teacher_nV.to(ours_nV.dtype), part.weight, wants_grad)
+        chunk.teacher_logits_nV = teacher_nV.to(ours_nV.dtype)
+        return self._evaluate(span, chunk, part.weight, wants_grad)
 
-    def _evaluate(
-        self, rows: slice, logits_nV: Tensor, teacher_nV: Tensor | None, share: float, wants_grad: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        chunk = HeadChunk(logits_nV, self.label_N[rows], teacher_nV)
+    def _evaluate(self, rows: slice, chunk: HeadChunk, share: float, wants_grad: bool) -> tuple[Tensor, Tensor | None]:
+        logits_nV = chunk.logits_nV
         values, total = [], None
         for t, term in enumerate(self.terms):
-            if term.needs_teacher and teacher_nV is None:
+            if term.needs_teacher and not chunk.taught:
                 values.append(logits_nV.new_zeros(len(logits_nV)))
                 continue
             value_n, grad_nV = term.evaluate(chunk, wants_grad and self.weights.minimised[t])

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from preceptor.errors import InputError
 from preceptor.objective import divergence
+from preceptor.objective.stored import sampled_kl, top_divergence, whole_teacher
 from preceptor.objective.terms import HeadChunk, HeadTerm
+from preceptor.stored_signals import SampledTokens, Stored, TopTokens
 
 DivergenceName = Literal["forward_kl", "reverse_kl", "jsd", "skew_kl"]
 
@@ -20,7 +22,8 @@ class Logits(HeadTerm):
     """τ²·D(p_T, p_S) at temperature τ: the factor τ² is on the value and on the gradient.
 
     Vocabularies that differ by padding are compared on the tokens both have; the student's padding gets no gradient
-    and no probability here.
+    and no probability here. From a stored teacher the value is an unbiased estimate (sampled tokens), a lower bound
+    (top tokens) or the divergence itself.
 
     Args:
         divergence: forward_kl (the paper), reverse_kl, jsd or skew_kl.
@@ -55,10 +58,40 @@ class Logits(HeadTerm):
         self._divergence = known[self.divergence]
 
     def evaluate(self, chunk: HeadChunk, wants_grad: bool) -> tuple[Tensor, Tensor | None]:
-        teacher = chunk.teacher(self.temperature)
-        student = chunk.student(self.temperature, teacher.scaled_nV.shape[1])
-        value, grad = self._divergence(student, teacher, wants_grad)
+        if chunk.stored is None:
+            teacher = chunk.teacher(self.temperature)
+            student = chunk.student(self.temperature, teacher.scaled_nV.shape[1])
+            value, grad = self._divergence(student, teacher, wants_grad)
+        else:
+            value, grad = self._from_stored(chunk, chunk.stored, wants_grad)
         if self.temperature != 1.0:
             value = value * self.temperature**2
             grad = None if grad is None else grad.mul_(self.temperature)
         return value, grad
+
+    def _from_stored(self, chunk: HeadChunk, stored: Stored, wants_grad: bool) -> tuple[Tensor, Tensor | None]:
+        self._check_stored(stored, chunk.logits_nV.shape[1])
+        student = chunk.student(self.temperature, stored.vocabulary)
+        if isinstance(stored, SampledTokens):
+            return sampled_kl(student, stored, wants_grad)
+        if isinstance(stored, TopTokens):
+            return top_divergence(student, stored, self._divergence, wants_grad)
+        teacher = whole_teacher(stored.log_prob_NV, student.scaled_nV.dtype)
+        return self._divergence(student, teacher, wants_grad)
+
+    def _check_stored(self, stored: Stored, width: int) -> None:
+        if stored.temperature != self.temperature:
+            raise InputError(
+                f"logits: temperature is {self.temperature:g} and the teacher was stored at {stored.temperature:g}; "
+                "give the term the store's temperature, or store the teacher again"
+            )
+        if isinstance(stored, SampledTokens) and self.divergence != "forward_kl":
+            raise InputError(
+                f"logits: divergence {self.divergence!r} cannot be computed from sampled tokens, which give "
+                "forward_kl only; use forward_kl, or a store of mode topk or full"
+            )
+        if stored.vocabulary > width:
+            raise InputError(
+                f"logits: the teacher was stored over {stored.vocabulary:,} tokens and the student's output head has "
+                f"{width:,}; store it for this student"
+            )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from preceptor.errors import InputError
 from preceptor.objective.divergence import Distribution
+from preceptor.stored_signals import Stored
 
 
 @dataclass
@@ -59,8 +60,14 @@ class HeadChunk:
     logits_nV: Tensor
     label_n: Tensor
     teacher_logits_nV: Tensor | None = None
-    """Of the vocabulary both models share; None for rows without a teacher."""
+    """A live teacher's, of the vocabulary both models share."""
+    stored: Stored | None = None
+    """A stored teacher's distributions; of a row without a teacher, neither."""
     _students: dict[tuple[float, int], Distribution] = field(default_factory=dict)
+
+    @property
+    def taught(self) -> bool:
+        return self.teacher_logits_nV is not None or self.stored is not None
 
     def student(self, temperature: float, tokens: int) -> Distribution:
         """The student's distribution over the first `tokens` entries, computed once."""

@@ -24,6 +24,7 @@ from preceptor.recipe.paths import expand, local_path
 from preceptor.recipe.recipe import Recipe
 from preceptor.recipe.routes import RoutesSpec, ShareSpec
 from preceptor.recipe.stages import Stage, datasets_of, models_of
+from preceptor.recipe.storing import StoreStage
 from preceptor.recipe.suites import AlpacaEvalSpec, EndpointSpec, MtBenchSpec, PriceSpec, TasksSpec
 from preceptor.recipe.training import OWNED_TRAINING_KEYS, DistillStage, SftStage, TrainingStage
 
@@ -52,6 +53,7 @@ __all__ = [
     "SftStage",
     "ShareSpec",
     "Stage",
+    "StoreStage",
     "TasksSpec",
     "Term",
     "TermSpec",

@@ -15,6 +15,7 @@ from preceptor.recipe.objective import TAUGHT
 from preceptor.recipe.paths import expand
 from preceptor.recipe.routes import RoutesSpec
 from preceptor.recipe.stages import Stage, datasets_of, models_of
+from preceptor.recipe.storing import StoreStage, follows_store, reads_store, stored_by, unused_keys
 from preceptor.recipe.training import OWNED_TRAINING_KEYS, DistillStage, SftStage
 
 Problem = tuple[KeyPath, str]
@@ -66,7 +67,9 @@ def _check_stage(
 ) -> Iterator[Problem]:
     path: KeyPath = ("stages", name)
     for key, model in models_of(stage).items():
-        yield from _check_reference((*path, *key), model.path, stages, "a model", name)
+        stored = stored_by(model, stages) if isinstance(stage, DistillStage) and key[0] == "teacher" else None
+        want = "a model" if stored is None else "stored predictions"
+        yield from _check_reference((*path, *key), model.path, stages, want, name)
         if model.adapter is not None:
             yield from _check_reference((*path, *key, "adapter"), model.adapter, stages, "an adapter", name)
             if _lora_of(model.path, stages):
@@ -132,6 +135,8 @@ def _check_training(
                 yield (*path, "objective", index, "routes"), _unknown(route, routes, "route of this stage")
     if isinstance(stage, DistillStage) and isinstance(stage.teacher, RoutesSpec):
         yield from _check_routes((*path, "teacher"), stage, stage.teacher, routes)
+    if isinstance(stage, DistillStage):
+        yield from _check_stored(path, stage, stages)
     key = "model" if isinstance(stage, SftStage) else "student"
     student = models_of(stage)[key,]
     if student.quantization is not None and stage.lora is None:
@@ -186,6 +191,21 @@ def _check_routes(
         yield (*path, "default"), "is used by no row: every route has a teacher of its own; remove it"
 
 
+def _check_stored(path: KeyPath, stage: DistillStage, stages: Mapping[str, Stage | None]) -> Iterator[Problem]:
+    """What is refused of teachers that are stored by a stage of this recipe; of others their folder tells."""
+    for key, model in stage.teachers.items():
+        name = stored_by(model, stages)
+        store = None if name is None else stages[name]
+        if name is None or not isinstance(store, StoreStage):
+            continue
+        for unused in unused_keys(model):
+            yield (*path, *key, unused), f"is of no use to {model.path!r}, which is stored; remove it"
+        for where, what in follows_store(stage, key, store.mode, store.temperature):
+            yield (*path, *where), what
+        for where, what in reads_store(stage, key, store, name):
+            yield (*path, *where), what
+
+
 def _may_hold_out(name: str, datasets: Mapping[str, DatasetSpec | None]) -> bool:
     if stage_of(name):
         return False
@@ -234,6 +254,8 @@ def _check_source(
         gives = "a model"
         if isinstance(stage, GenerateStage | EvaluateStage):
             gives = "rows" if isinstance(stage, GenerateStage) else "scores"
+        if isinstance(stage, StoreStage):
+            gives = "stored predictions"
         if isinstance(stage, SftStage | DistillStage) and stage.lora is not None and want == "an adapter":
             gives = "an adapter"
         if gives != want:

@@ -11,10 +11,11 @@ from preceptor.recipe.evaluating import EvaluateStage
 from preceptor.recipe.generating import GenerateStage
 from preceptor.recipe.making import ComposeStage, InitStage, MergeStage, TrainTokenizerSpec
 from preceptor.recipe.models import ModelSpec
+from preceptor.recipe.storing import StoreStage
 from preceptor.recipe.training import DistillStage, SftStage
 
 Stage = Annotated[
-    InitStage | ComposeStage | MergeStage | SftStage | DistillStage | GenerateStage | EvaluateStage,
+    InitStage | ComposeStage | MergeStage | SftStage | DistillStage | GenerateStage | StoreStage | EvaluateStage,
     Field(discriminator="kind"),
 ]
 KINDS: dict[str, type[Spec]] = {
@@ -24,6 +25,7 @@ KINDS: dict[str, type[Spec]] = {
     "sft": SftStage,
     "distill": DistillStage,
     "generate": GenerateStage,
+    "store": StoreStage,
     "evaluate": EvaluateStage,
 }
 
@@ -34,6 +36,8 @@ def models_of(stage: Stage) -> dict[KeyPath, ModelSpec]:
         return {("student",): stage.student, **stage.teachers}
     if isinstance(stage, SftStage | GenerateStage):
         return {("model",): stage.model}
+    if isinstance(stage, StoreStage):
+        return {("teacher",): stage.teacher, ("student",): stage.student}
     if isinstance(stage, ComposeStage):
         base: dict[KeyPath, ModelSpec] = {} if stage.base is None or stage.averaged else {("base",): stage.base}
         return {**{("experts", i): model for i, model in enumerate(stage.experts)}, **base}
@@ -56,7 +60,7 @@ def models_of(stage: Stage) -> dict[KeyPath, ModelSpec]:
 
 def datasets_of(stage: Stage) -> dict[str, list[str]]:
     """The datasets a stage reads (names, or `stage:NAME`), by the key that names them."""
-    if isinstance(stage, DistillStage | SftStage):
+    if isinstance(stage, DistillStage | SftStage | StoreStage):
         return {"data": stage.dataset_names}
     if isinstance(stage, GenerateStage | ComposeStage):
         return {"prompts": one_or_many(stage.prompts)}

@@ -22,25 +22,29 @@ EXECUTORS: dict[str, str | Executor] = {
     "sft": "preceptor.stages.train:execute",
     "distill": "preceptor.stages.train:execute",
     "generate": "preceptor.stages.generate:execute",
+    "store": "preceptor.stages.store:execute",
     "compose": "preceptor.stages.compose:execute",
     "merge": "preceptor.stages.merge:execute",
     "evaluate": "preceptor.stages.evaluate:execute",
 }
 # Executed by all processes of a run at once; stages of other kinds by the first one alone.
-TOGETHER = ("sft", "distill")
+TOGETHER = ("sft", "distill", "store")
 CHECKS: dict[str, str | Check] = {
     "sft": "preceptor.stages.build:check_training",
     "distill": "preceptor.stages.build:check_training",
 }
 # What else can be refused before anything runs. Those of models take resolved ModelSpecs and read no weights: files
 # that cannot be a model, a student and a teacher whose tokenizers differ, models that cannot be composed or merged.
-# `rows` takes the StageContext of an `evaluate` stage.
+# `rows` takes the StageContext of an `evaluate` stage; `store` a teacher and a StageContext, and returns the folder of
+# the store that it is; `stored` a distill stage and its StageContext.
 AHEAD_CHECKS: dict[str, str | Callable[..., object]] = {
     "one": "preceptor.models.checkpoint:check_model",
     "pair": "preceptor.models.tokenizers:check_pair",
     "compose": "preceptor.models.compose:check_composition",
     "merge": "preceptor.models.sources:check_sources",
     "rows": "preceptor.stages.evaluate:check_rows",
+    "store": "preceptor.stages.stores:stored_at",
+    "stored": "preceptor.stages.stores:check_stored",
 }
 
 
@@ -56,9 +60,9 @@ def check_of(kind: str) -> Check | None:
     return check
 
 
-def ahead_check(what: str) -> Callable[[Any], object]:
+def ahead_check(what: str) -> Callable[..., object]:
     """One of `AHEAD_CHECKS`; imports its module."""
-    check: Callable[[Any], object] = _imported(AHEAD_CHECKS[what])
+    check: Callable[..., object] = _imported(AHEAD_CHECKS[what])
     return check
 
 

@@ -16,6 +16,7 @@ from preceptor.recipe import (
     ModelSpec,
     Recipe,
     Stage,
+    StoreStage,
     TrainingStage,
     models_of,
 )
@@ -42,6 +43,8 @@ def check_ahead(recipe: Recipe, names: Sequence[str], *, models: bool = True) ->
         for key, model in models_of(stage).items():
             if not models or isinstance(stage, InitStage) or stage_of(model.path):
                 continue  # a tokenizer alone, or a model that is yet to be made
+            if (key == ("student",) and isinstance(stage, StoreStage)) or _is_stored(key, model, context):
+                continue  # of which the tokenizer is read, or what a teacher said
             unmade = model.adapter is not None and stage_of(model.adapter)
             spec = context.resolve_model(model.model_copy(update={"adapter": None}) if unmade else model)
             if spec not in seen:
@@ -59,7 +62,12 @@ def _together(stage: Stage, context: StageContext, where: str) -> list[str]:
     """What is refused of models that have to fit each other, as far as they are there."""
     errors: list[str] = []
     if isinstance(stage, DistillStage):
-        for key, teacher in stage.teachers.items():
+        errors += _found(f"{where}.", lambda given: ahead_check("stored")(given, context), stage)
+    if isinstance(stage, DistillStage | StoreStage):
+        teachers = stage.teachers if isinstance(stage, DistillStage) else {("teacher",): stage.teacher}
+        for key, teacher in teachers.items():
+            if _is_stored(key, teacher, context):
+                continue
             if (pair := _made(context, [stage.student, teacher])) is not None:
                 route = "" if len(key) == 1 else f".{_dotted(key)}"  # of several teachers it matters which one
                 errors += _found(f"{where}{route}: ", ahead_check("pair"), pair)
@@ -68,6 +76,11 @@ def _together(stage: Stage, context: StageContext, where: str) -> list[str]:
         if sources is not None:
             errors += _found(f"{where}: ", ahead_check(stage.kind), sources)
     return errors
+
+
+def _is_stored(key: KeyPath, model: ModelSpec, context: StageContext) -> bool:
+    """Whether a teacher is a store, whose predictions are read and of which there is no model."""
+    return key[0] == "teacher" and ahead_check("store")(model, context) is not None
 
 
 def _dotted(key: KeyPath) -> str:

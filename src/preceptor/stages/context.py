@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from preceptor.recipe import DatasetSpec, DistillStage, ModelSpec, Recipe, SftStage, expand, local_path
+from preceptor.recipe import DatasetSpec, DistillStage, ModelSpec, Recipe, SftStage, StoreStage, expand, local_path
 from preceptor.recipe.base import stage_of
 
 
@@ -28,8 +28,8 @@ class StageContext:
     def resolve_model(self, spec: ModelSpec) -> ModelSpec:
         """The spec with references replaced by what can be loaded.
 
-        `stage:NAME` becomes the stage's `model/`, or for a stage with `lora` that stage's own base and its
-        `adapter/`; local paths become absolute; Hub ids stay. Raises InputError for a path that does not
+        `stage:NAME` becomes the stage's `model/` (or `store/`), or for a stage with `lora` that stage's own base and
+        its `adapter/`; local paths become absolute; Hub ids stay. Raises InputError for a path that does not
         exist.
         """
         changes: dict[str, object] = {}
@@ -48,7 +48,7 @@ class StageContext:
             # Consent to run a model's code was given where the base model was named.
             changes["trust_remote_code"] = spec.trust_remote_code or base.trust_remote_code
         else:
-            changes["path"] = str(self._of(source) / "model")
+            changes["path"] = str(self._of(source) / ("store" if isinstance(stage, StoreStage) else "model"))
         return spec.model_copy(update=changes)
 
     def resolve_dataset(self, name: str) -> DatasetSpec:

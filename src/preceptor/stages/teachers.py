@@ -1,8 +1,9 @@
-"""From the recipe's `teacher:` to a teacher in memory: one model, or several, with one copy of what they share."""
+"""From the recipe's `teacher:` to a teacher: one model, or several with one copy of what they share, or stores."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from preceptor.models.tokenizers import check_tokenizer_fits
 from preceptor.recipe import DistillStage, ModelSpec
 from preceptor.signals import Teacher
 from preceptor.stages.context import StageContext
-from preceptor.teachers import AdapterTeacher, ModelTeacher, RoutedTeacher
+from preceptor.stages.stores import open_store, stored_at
+from preceptor.teachers import AdapterTeacher, ModelTeacher, RoutedTeacher, StoredTeacher
 
 
 def build_teacher(
@@ -30,13 +32,17 @@ def build_teacher(
     """The stage's teacher on `device` (or where its `device_map` puts it).
 
     Raises:
-        InputError: a model that cannot be loaded, or whose vocabulary the tokenizer does not fit.
+        InputError: a model that cannot be loaded, or whose vocabulary the tokenizer does not fit; a store that is not
+            whole, or of another tokenizer or chat template.
     """
     made = _Made(context, tokenizer, device)
     student_spec = None if spec.lora is None else context.resolve_model(spec.student)
     groups: dict[str, list[ModelSpec]] = {}
     for model in spec.teachers.values():
         resolved = context.resolve_model(model)
+        if (folder := stored_at(model, context)) is not None:
+            made.stored(model, folder)
+            continue
         group = groups.setdefault(_base(resolved).model_dump_json(), [])
         if resolved not in group:
             group.append(resolved)
@@ -64,11 +70,17 @@ class _Made:
 
     def __init__(self, context: StageContext, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
         self._context, self._tokenizer, self._device = context, tokenizer, device
-        self._teachers: list[tuple[ModelSpec, ModelTeacher]] = []
+        self._teachers: list[tuple[ModelSpec, ModelTeacher | StoredTeacher]] = []
 
-    def teacher(self, spec: ModelSpec) -> ModelTeacher:
+    def teacher(self, spec: ModelSpec) -> ModelTeacher | StoredTeacher:
         resolved = self._context.resolve_model(spec)
         return next(teacher for known, teacher in self._teachers if known == resolved)
+
+    def stored(self, spec: ModelSpec, folder: Path) -> None:
+        """A teacher that is a store; one of several routes is opened once."""
+        resolved = self._context.resolve_model(spec)
+        if all(known != resolved for known, _ in self._teachers):
+            self._teachers.append((resolved, open_store(spec, folder, self._tokenizer, self._context)))
 
     def load(self, spec: ModelSpec) -> PreTrainedModel:
         model = load_model(spec, role="teacher")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallb
 from transformers.utils.logging import disable_progress_bar
 
 from preceptor.checkpoints import last_checkpoint
+from preceptor.data.chat import EncodedRow
 from preceptor.data.collator import Collator
 from preceptor.data.mixture import Mixture
-from preceptor.data.prepare import PreparedDataset, prepare_datasets
-from preceptor.data.template import choose_template
+from preceptor.data.prepare import PreparedDataset
 from preceptor.distributed import from_main, is_main
 from preceptor.errors import InputError
 from preceptor.files import json_text, write_atomic
@@ -23,15 +23,16 @@ from preceptor.metrics import MetricsFile, PlainProgress
 from preceptor.models.card import render_card
 from preceptor.models.load import load_model, source_dtype
 from preceptor.models.save import save_model
-from preceptor.models.tokenizers import check_tokenizer_fits, load_tokenizer, same_tokenizer
+from preceptor.models.tokenizers import check_tokenizer_fits
 from preceptor.objective import Objective
 from preceptor.recipe import DistillStage, ModelSpec, SftStage, ShareSpec, local_path
 from preceptor.recipe.base import stage_of
 from preceptor.stages.allocator import keep_large_blocks_apart
 from preceptor.stages.build import add_lora, build_terms, training_arguments
 from preceptor.stages.context import StageContext
-from preceptor.stages.datasets import specs_for
+from preceptor.stages.encoding import stage_rows, stage_tokenizer
 from preceptor.stages.teachers import build_teacher
+from preceptor.teachers import RoutedTeacher, StoredTeacher
 from preceptor.trainer import DistillationTrainer
 
 
@@ -46,6 +47,11 @@ class _Rows:
             data = self.datasets[name]
             found += sorted({row.route for part in (data.train, data.holdout, data.test) for row in part})
         return list(dict.fromkeys(found))
+
+    def all(self) -> Iterator[EncodedRow]:
+        """Every row, training and held-out."""
+        for data in self.datasets.values():
+            yield from (*data.train, *data.holdout, *data.test)
 
     def held_out(self) -> dict[str, list[Any]]:
         """Evaluation rows by the name they are reported under: DATASET (its holdout) and DATASET/test."""
@@ -64,8 +70,9 @@ def execute(spec: SftStage | DistillStage, context: StageContext) -> dict[str, A
     """
     disable_progress_bar()  # one per written file, in a log made of lines
     student_spec = context.resolve_model(spec.student if isinstance(spec, DistillStage) else spec.model)
-    tokenizer = _tokenizer(student_spec, spec, context)
-    rows = _Rows(_prepare(spec, tokenizer, context))
+    teachers = spec.teachers if isinstance(spec, DistillStage) else {}
+    tokenizer = stage_tokenizer(student_spec, teachers, context)
+    rows = _Rows(stage_rows(spec, tokenizer, context))
     set_seed(context.seed)
     student = load_model(student_spec, role="student")
     check_tokenizer_fits(tokenizer, student)
@@ -93,45 +100,6 @@ def _last_checkpoint(context: StageContext) -> str | None:
 
 
 # --- before training --------------------------------------------------------------------------------------------
-
-
-def _tokenizer(student: ModelSpec, spec: SftStage | DistillStage, context: StageContext) -> PreTrainedTokenizerBase:
-    """The student's tokenizer, which every teacher shares; without a chat template it takes its first teacher's."""
-    tokenizer = load_tokenizer(student, announce=context.log)
-    theirs = None
-    for key, model in spec.teachers.items() if isinstance(spec, DistillStage) else ():
-        other = load_tokenizer(context.resolve_model(model))
-        try:
-            same_tokenizer(tokenizer, other)
-        except InputError as error:
-            # Of several teachers it matters which one.
-            where = "" if len(key) == 1 else f"stages.{context.name}.{'.'.join(map(str, key))}: "
-            raise InputError(f"{where}{error}") from error
-        theirs = theirs or other
-    source = choose_template(tokenizer, theirs)
-    if source != "student":
-        context.log(f"{context.name}: the student has no chat template; the {source} one is used and saved with it")
-    return tokenizer
-
-
-def _prepare(
-    spec: SftStage | DistillStage, tokenizer: PreTrainedTokenizerBase, context: StageContext
-) -> dict[str, PreparedDataset]:
-    """The stage's datasets, prompts compared among all datasets of the recipe that exist by now."""
-    names = spec.dataset_names
-    specs, generated = specs_for(names, context)
-    if spec.targets is not None:
-        specs |= {name: specs[name].model_copy(update={"targets": spec.targets}) for name in names}
-    return prepare_datasets(
-        names,
-        specs,
-        tokenizer,
-        seed=context.seed,
-        max_length=spec.max_length,
-        overlap=context.recipe.overlap,
-        announce=context.log,
-        generated=generated,
-    )
 
 
 def _trainer(
@@ -175,6 +143,9 @@ def _trainer(
         teacher = build_teacher(
             spec, context, student=student, tokenizer=tokenizer, route_names=routes, device=arguments.device
         )
+        if isinstance(teacher, StoredTeacher | RoutedTeacher):
+            followed = {routes[route] for route in objective.needs.logits}
+            teacher.check_rows(row for row in rows.all() if row.route in followed)
     if getattr(arguments, "gradient_checkpointing", False) and spec.lora is not None:
         student.enable_input_require_grads()  # reentrant checkpointing sees gradients only through its inputs
     held_out = [row for data in rows.datasets.values() for row in data.holdout]

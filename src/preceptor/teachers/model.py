@@ -59,7 +59,7 @@ class ModelTeacher:
             for layer, each in recorded.attention.items()
         }
         hidden_ND = None if recorded.hidden_ND is None else recorded.hidden_ND.to(home)
-        return Part(None, None, hidden_ND, recorded.head, attention, self.name)
+        return Part(None, None, hidden_ND, recorded.head, attention=attention, teacher=self.name)
 
     @property
     def sharded(self) -> bool:

@@ -6,18 +6,24 @@ rows and the frozen reference for all others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from preceptor.errors import InputError, did_you_mean
 from preceptor.signals import LayerShape, Needs, Signal, TokenBatch
-from preceptor.teachers.model import ModelTeacher
-from preceptor.teachers.routing import Source, teach
+from preceptor.teachers.routing import Observable, Source, teach
+from preceptor.teachers.stored import StoredTeacher
 
-Share = tuple[ModelTeacher, float]
+if TYPE_CHECKING:
+    from preceptor.data.chat import EncodedRow
+
+Share = tuple[Observable, float]
 
 
 class RoutedTeacher:
     """Sends each row to the teacher, or the weighted teachers, of its route; no teacher sees another's rows.
+
+    Live and stored teachers may be mixed.
 
     Several teachers of one route weigh the terms: the loss is Σ_i w_i·KL(p_i ‖ p_S), whose gradient for the forward KL
     is that of the KL to the mixture Σ_i w_i·p_i.
@@ -33,14 +39,14 @@ class RoutedTeacher:
 
     def __init__(
         self,
-        routes: Mapping[str, ModelTeacher | Sequence[Share]],
+        routes: Mapping[str, Observable | Sequence[Share]],
         *,
         route_names: Sequence[str],
-        default: ModelTeacher | None = None,
+        default: Observable | None = None,
     ) -> None:
         self.route_names = tuple(route_names)
         self._names: dict[int, str] = {}
-        self._teachers: dict[str, ModelTeacher] = {}
+        self._teachers: dict[str, Observable] = {}
         self._own = tuple(routes)
         self._has_default = default is not None
         table: list[list[Source]] = [[] for _ in self.route_names]
@@ -50,7 +56,7 @@ class RoutedTeacher:
                     f"teacher: the route {route!r} has no rows{did_you_mean(route, self.route_names)}; rows' routes "
                     f"are {', '.join(self.route_names)}"
                 )
-            shares: Sequence[Share] = [(given, 1.0)] if isinstance(given, ModelTeacher) else given
+            shares: Sequence[Share] = given if isinstance(given, Sequence) else [(given, 1.0)]
             total = sum(weight for _, weight in shares)
             if abs(total - 1) > 1e-6 or any(weight <= 0 for _, weight in shares):
                 raise InputError(
@@ -67,7 +73,7 @@ class RoutedTeacher:
             raise InputError("teacher: no route has a teacher; give at least one, or a default")
         self._table = table
 
-    def _named(self, teacher: ModelTeacher, route: str) -> str:
+    def _named(self, teacher: Observable, route: str) -> str:
         """The name under which a teacher's parts go: one name for each, whatever it is called itself."""
         if id(teacher) not in self._names:
             name = teacher.name
@@ -80,6 +86,13 @@ class RoutedTeacher:
     def __call__(self, batch: TokenBatch, needs: Needs) -> Signal:
         """One part for each teacher that has rows in `batch`."""
         return teach(batch, needs, lambda route: self._table[route])
+
+    def check_rows(self, rows: Iterable[EncodedRow]) -> None:
+        """Makes sure that stored teachers have those of `rows` that are theirs to teach; raises InputError."""
+        for row in rows:
+            for source in self._table[self.route_names.index(row.route)]:
+                if isinstance(source.model, StoredTeacher):
+                    source.model.check_rows([row])
 
     def attention_shapes(self, routes: frozenset[int]) -> dict[str, list[LayerShape]]:
         names = {source.name for route in routes for source in self._table[route]}

@@ -8,11 +8,15 @@ from typing import Protocol
 
 import torch
 
-from preceptor.signals import Needs, Part, Signal, TokenBatch, Wanted
+from preceptor.signals import LayerShape, Needs, Part, Signal, TokenBatch, Wanted
 
 
 class Observable(Protocol):
-    """One model that can be observed on rows."""
+    """One teacher that can be asked about rows: a model that is run on them, or a store they are looked up in."""
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
 
     @property
     def sharded(self) -> bool:
@@ -20,6 +24,9 @@ class Observable(Protocol):
 
     def observe(self, batch: TokenBatch, wanted: Wanted) -> Part:
         """A part that covers all rows of `batch`."""
+
+    def layer_shapes(self) -> list[LayerShape]:
+        """The layers whose attention it can give; raises InputError when it can give none."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,231 @@
+"""The `store` stage: a teacher is run once on all rows of datasets, and its predictions are kept.
+
+Batches are parted among the processes, each of which writes shards of its own; a stopped stage goes on after the last
+whole shard, with as many processes as there are then. What is kept of a row does not depend on any of this.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from preceptor.data.chat import EncodedRow
+from preceptor.data.collator import Collator
+from preceptor.distributed import from_main, is_main, rank, to_main, world_size
+from preceptor.errors import InputError
+from preceptor.evaluation.measure import by_length
+from preceptor.kernels.linear_loss import CHUNK_ELEMENTS
+from preceptor.models.fingerprint import model_facts
+from preceptor.models.load import load_model
+from preceptor.models.tokenizers import check_tokenizer_fits, template_facts, tokenizer_facts
+from preceptor.signals import Part, TokenBatch, Wanted
+from preceptor.stages.encoding import stage_rows, stage_tokenizer
+from preceptor.stages.stores import IDENTITY, mode_for
+from preceptor.teachers import ModelTeacher
+from preceptor.teachers.store_files import ShardWriter, clean, rows_of, write_manifest
+from preceptor.teachers.store_modes import Mode
+from preceptor.teachers.store_report import measured, summary
+from preceptor.teachers.store_rows import row_key, target_digest, uniforms
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from preceptor.recipe import StoreStage
+    from preceptor.stages.context import StageContext
+
+_REPORT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row to be stored, under its name in the store."""
+
+    encoded: EncodedRow
+    key: bytes
+    digest: bytes
+    positions: np.ndarray[Any, np.dtype[np.int64]]
+
+    @classmethod
+    def of(cls, encoded: EncodedRow) -> _Row:
+        positions = np.flatnonzero(encoded.is_target[1:])
+        return cls(encoded, row_key(encoded.input_ids), target_digest(positions), positions)
+
+
+def execute(spec: StoreStage, context: StageContext) -> dict[str, Any]:
+    """Writes `store/`; returns what it is of, its size, and how fast it was written and read back.
+
+    Raises:
+        InputError: whatever loading models and data refuses.
+    """
+    student = context.resolve_model(spec.student)
+    tokenizer = stage_tokenizer(student, {("teacher",): spec.teacher}, context)
+    rows = _rows(spec, tokenizer, context)
+    identity = _identity(spec, tokenizer, context)
+    folder = context.directory / "store"
+    kept: dict[str, dict[str, Any]] = from_main(lambda: clean(folder, identity))
+    done = rows_of(folder, kept)
+    batches = [[rows[i] for i in batch] for batch in by_length([len(row.encoded) for row in rows], spec.batch_size)]
+    todo = [left for batch in batches if (left := [row for row in batch if (row.key, row.digest) not in done])]
+    if done:
+        context.log(f"{context.name}: goes on after {len(done):,} of {len(rows):,} rows")
+    writer = ShardWriter(folder, identity, rank=rank(), shard_bytes=spec.shard_megabytes * 1_000_000)
+    seconds = 0.0
+    if mine := todo[rank() :: world_size()]:
+        seconds = _write(spec, context, tokenizer, mine, writer)
+    given = to_main((writer.written, seconds))
+    if not is_main():
+        return {}
+    shards = kept | {name: facts for written, _ in given for name, facts in written.items()}
+    manifest = write_manifest(folder, identity, shards)
+    fresh = sum(len(row.positions) for batch in todo for row in batch)
+    slowest = max(taken for _, taken in given)
+    results = {
+        **summary(manifest),
+        "written_per_second": round(fresh / slowest, 1) if slowest else None,
+        **measured(folder, spec.batch_size),
+    }
+    context.log(f"{context.name}: {_sentence(results)}")
+    return {**results, IDENTITY: _recorded(identity)}
+
+
+def _rows(spec: StoreStage, tokenizer: PreTrainedTokenizerBase, context: StageContext) -> list[_Row]:
+    """Every row of the datasets, training and held-out, each once."""
+    found: dict[tuple[bytes, bytes], _Row] = {}
+    for data in stage_rows(spec, tokenizer, context).values():
+        for encoded in (*data.train, *data.holdout, *data.test):
+            row = _Row.of(encoded)
+            found.setdefault((row.key, row.digest), row)
+    return list(found.values())
+
+
+def _identity(spec: StoreStage, tokenizer: PreTrainedTokenizerBase, context: StageContext) -> dict[str, Any]:
+    """What the store is of: whatever its content or its use depends on."""
+    teacher = context.resolve_model(spec.teacher)
+    return {
+        "mode": spec.mode,
+        "draws": spec.draws if spec.mode == "sample" else None,
+        "k": spec.k if spec.mode == "topk" else None,
+        "temperature": spec.temperature,
+        "seed": context.seed if spec.mode == "sample" else None,
+        "vocabulary": len(tokenizer),
+        "max_length": spec.max_length,
+        "targets": spec.targets,
+        "data": spec.dataset_names,
+        "teacher": {**from_main(lambda: model_facts(teacher)), "model": spec.teacher.title},
+        "tokenizer": tokenizer_facts(tokenizer),
+        "template": template_facts(tokenizer),
+    }
+
+
+def _recorded(identity: dict[str, Any]) -> dict[str, Any]:
+    """The identity for stage.json, by which a store that was put in this one's place is told."""
+    return {**identity, "template": {"sha256": identity["template"]["sha256"]}}
+
+
+def _write(
+    spec: StoreStage,
+    context: StageContext,
+    tokenizer: PreTrainedTokenizerBase,
+    batches: Sequence[Sequence[_Row]],
+    writer: ShardWriter,
+) -> float:
+    """Runs the teacher on this process's batches; returns how many seconds that took, loading left out."""
+    teacher = _teacher(spec, context, tokenizer)
+    mode = mode_for(spec, tokenizer)
+    assert isinstance(tokenizer.pad_token_id, int)
+    device = next(teacher.model.parameters()).device
+    progress = _Progress(context, sum(len(row.positions) for batch in batches for row in batch))
+    for batch in batches:
+        encoded = [row.encoded for row in batch]
+        collator = Collator(tokenizer.pad_token_id, route_names=sorted({row.route for row in encoded}))
+        tokens = TokenBatch.from_inputs(collator(encoded)).to(device)
+        part = teacher.observe(tokens, Wanted(logits=True))
+        for row, data in zip(batch, _packed(part, batch, mode, context.seed), strict=True):
+            writer.add(row.key, row.digest, len(row.positions), data)
+        writer.flush_if_due()
+        progress.add(sum(len(row.positions) for row in batch))
+    writer.flush()
+    return progress.seconds
+
+
+def _teacher(spec: StoreStage, context: StageContext, tokenizer: PreTrainedTokenizerBase) -> ModelTeacher:
+    resolved = context.resolve_model(spec.teacher)
+    model = load_model(resolved, role="teacher")
+    check_tokenizer_fits(tokenizer, model)
+    head = model.get_output_embeddings()
+    if head is not None and head.weight.shape[0] < len(tokenizer):
+        raise InputError(
+            f"stages.{context.name}.teacher: its output head has {head.weight.shape[0]:,} rows and the tokenizer "
+            f"{len(tokenizer):,} tokens; give a teacher that can predict every token"
+        )
+    if resolved.device_map is None and torch.cuda.is_available():
+        device = torch.device("cuda", rank() % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+        model = model.to(device)
+    return ModelTeacher(model, name=f"teacher {spec.teacher.title}")
+
+
+def _packed(part: Part, batch: Sequence[_Row], mode: Mode, seed: int) -> Iterator[bytes]:
+    """Each row's bytes; logits are made for a few positions at a time."""
+    assert part.head is not None
+    assert part.hidden_ND is not None
+    drawn = [uniforms(seed, row.key, row.positions, mode.draws) for row in batch] if mode.draws else []
+    uniforms_ND = np.concatenate(drawn) if drawn else np.empty((len(part.hidden_ND), 0))
+    head = part.head.first(mode.vocabulary)
+    size = max(1, CHUNK_ELEMENTS // mode.vocabulary)
+    taken = [
+        mode.take(_logits(head.logits(part.hidden_ND[i : i + size])), uniforms_ND[i : i + size])
+        for i in range(0, len(part.hidden_ND), size)
+    ]
+    whole = [np.concatenate(pieces) for pieces in zip(*taken, strict=True)]
+    start = 0
+    for row in batch:
+        stop = start + len(row.positions)
+        yield mode.pack([each[start:stop] for each in whole])
+        start = stop
+
+
+@torch.no_grad()
+def _logits(logits_nV: Tensor) -> Tensor:
+    if not bool(torch.isfinite(logits_nV).all()):
+        raise RuntimeError("the teacher's logits are not finite; load it in a wider dtype")
+    return logits_nV
+
+
+class _Progress:
+    """One line at most every `_REPORT_SECONDS`, of the first process's share."""
+
+    def __init__(self, context: StageContext, total: int) -> None:
+        self._context, self._total, self._done = context, total, 0
+        self._started = self._reported = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return max(time.monotonic() - self._started, 1e-9)
+
+    def add(self, targets: int) -> None:
+        self._done += targets
+        now = time.monotonic()
+        if now - self._reported >= _REPORT_SECONDS:
+            self._reported = now
+            left = (self._total - self._done) * self.seconds / self._done
+            self._context.log(
+                f"{self._context.name}: {self._done:,} of {self._total:,} targets, {self._done / self.seconds:,.0f} "
+                f"targets/s, {left:.0f} s left"
+            )
+
+
+def _sentence(results: dict[str, Any]) -> str:
+    said = (
+        f"{results['rows']:,} rows, {results['target_positions']:,} targets in {results['bytes'] / 1e6:,.1f} MB, "
+        f"{results['bytes_per_target']:.1f} bytes per target"
+    )
+    if results["written_per_second"] is not None:
+        said += f"; written at {results['written_per_second']:,.0f} targets/s"
+    return f"{said}; read at {results['read_per_second']:,.0f} targets/s"

@@ -1,0 +1,99 @@
+"""Teachers that are stores: which they are, where they lie, and what they must be of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from preceptor.distributed import from_main
+from preceptor.errors import InputError, InputErrors
+from preceptor.files import MANIFEST
+from preceptor.recipe import DistillStage, ModelSpec, StoreStage
+from preceptor.recipe.storing import follows_store, stored_by, unused_keys
+from preceptor.stages.context import StageContext, run_directory
+from preceptor.teachers import StoredTeacher
+from preceptor.teachers.store_files import check_files, is_store, read_manifest
+from preceptor.teachers.store_modes import Mode, mode_of
+
+IDENTITY = "store"
+"""The key of a store stage's results that says what the store is of."""
+
+
+def stored_at(model: ModelSpec, context: StageContext) -> Path | None:
+    """The folder of the store that a teacher is; None for a model."""
+    folder = Path(context.resolve_model(model).path)
+    if stored_by(model, context.recipe.stages) is not None:
+        return folder
+    # A store that lacks its manifest is no model either, and should be told what it lacks.
+    begun = not (folder / "config.json").exists() and not (folder / MANIFEST).exists()
+    return folder if is_store(folder) or (begun and any(folder.glob("[0-9]*-[0-9]*.safetensors"))) else None
+
+
+def mode_for(stage: StoreStage, tokenizer: PreTrainedTokenizerBase) -> Mode:
+    """What a store stage keeps of each distribution."""
+    return mode_of(stage.mode, vocabulary=len(tokenizer), temperature=stage.temperature, draws=stage.draws, k=stage.k)
+
+
+def template_of(folder: Path) -> str:
+    """The chat template that a store's rows are rendered with."""
+    return str(read_manifest(folder)["template"]["text"])
+
+
+def open_store(
+    model: ModelSpec, folder: Path, tokenizer: PreTrainedTokenizerBase, context: StageContext
+) -> StoredTeacher:
+    """The teacher of a store, after every byte of it was compared with its manifest.
+
+    Raises:
+        InputError: a store that is not whole, of another tokenizer or template, or not what its stage wrote.
+    """
+    manifest = read_manifest(folder)
+    stage = stored_by(model, context.recipe.stages)
+    # Read by one process: the others would only wait for the same disk.
+    size: int = from_main(lambda: check_files(folder, manifest))
+    context.log(f"{context.name}: {model.path}: {size / 1e6:,.1f} MB compared with their checksums")
+    teacher = StoredTeacher(folder, tokenizer=tokenizer, name=f"teacher {model.path}", verify=False)
+    if stage is not None and (expected := _recorded(context, stage)) is not None:
+        teacher.store.expect(expected, f"stage {stage} recorded")
+    return teacher
+
+
+def _recorded(context: StageContext, stage: str) -> Mapping[str, Any] | None:
+    """What a finished store stage says its store is of."""
+    path = run_directory(context.recipe) / stage / "stage.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["results"][IDENTITY])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # `runs` refuses what it cannot read
+
+
+def check_stored(stage: DistillStage, context: StageContext) -> None:
+    """What can be refused of a stage's stores, as far as they are there, before anything runs.
+
+    Raises:
+        InputErrors: a store that is not whole in number and size, or that cannot give what a term follows.
+    """
+    errors: list[str] = []
+    for key, model in stage.teachers.items():
+        folder = stored_at(model, context)
+        if folder is None or not folder.exists():
+            continue
+        where = "" if len(key) == 1 else f"{'.'.join(map(str, key))}: "
+        try:
+            manifest = read_manifest(folder)
+            check_files(folder, manifest, whole=False)
+        except InputError as error:
+            errors.append(f"{where}{error}")
+            continue
+        if stored_by(model, context.recipe.stages) is not None:
+            continue  # the recipe has been checked
+        for unused in unused_keys(model):
+            errors.append(f"{where}{unused} is of no use to {model.path!r}, which is stored; remove it")
+        for path, what in follows_store(stage, key, str(manifest["mode"]), float(manifest["temperature"])):
+            errors.append(f"{'.'.join(map(str, path))} {what}")
+    if errors:
+        raise InputErrors(errors)

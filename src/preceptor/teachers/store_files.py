@@ -1,0 +1,220 @@
+"""A store on disk: shards of rows, and a manifest that says what they are and is written last.
+
+    manifest.json            what was stored, of which teacher, for which tokenizer; each shard's SHA-256
+    RANK-NUMBER.safetensors  rows, in any order: data (bytes, row after row), offsets, keys, targets, digests
+
+A shard appears whole or not at all, and says of which job it is: an interrupted writer goes on after the shards that
+are there, and several writers share a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save
+
+from preceptor.errors import InputError
+from preceptor.files import MANIFEST, json_text, sha256_file, sha256_json, write_atomic
+from preceptor.models.headers import read_header
+from preceptor.teachers.store_rows import DIGEST_BYTES, KEY_BYTES
+
+FORMAT = "preceptor teacher store"
+VERSION = 1
+SUFFIX = ".safetensors"
+_MEND = "copy the store again, or write it anew"
+_PATIENCE = 600.0  # seconds after which even a small shard is written: no more than this is lost when a run is killed
+
+Identity = Mapping[str, Any]
+"""What a store is of: mode, draws, k, temperature, seed, vocabulary, teacher, tokenizer, template, …"""
+
+
+def is_store(folder: Path) -> bool:
+    """Whether a folder is a finished store (saved models have a manifest too, of another form)."""
+    try:
+        return bool(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["format"] == FORMAT)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished store.
+
+    Raises:
+        InputError: there is no such folder, it is no store or not a finished one, or one of another format version.
+    """
+    where, path = f"store {str(folder)!r}", folder / MANIFEST
+    if not folder.is_dir():
+        raise InputError(f"{where}: there is no such folder; give one that a `store` stage wrote")
+    if not path.is_file():
+        raise InputError(f"{where}: has no {MANIFEST}, so it is not finished or no store; run its stage to the end")
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        known = manifest["format"] == FORMAT
+    except (ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise InputError(f"{where}: its {MANIFEST} is not that of a teacher store; give a folder a `store` stage wrote")
+    if manifest.get("version") != VERSION:
+        raise InputError(
+            f"{where}: is in format version {manifest.get('version')} and this preceptor reads version {VERSION}; "
+            "write it anew, or use the preceptor that wrote it"
+        )
+    return manifest
+
+
+def write_manifest(folder: Path, identity: Identity, shards: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Finishes a store: from here on it can be read. Returns the manifest."""
+    named = {name: dict(shards[name]) for name in sorted(shards)}
+    totals = {key: sum(int(each[key]) for each in named.values()) for key in ("rows", "target_positions", "bytes")}
+    manifest = {"format": FORMAT, "version": VERSION, **identity, **totals, "shards": named}
+    write_atomic(folder / MANIFEST, json_text(manifest))
+    return manifest
+
+
+def check_files(folder: Path, manifest: Mapping[str, Any], *, whole: bool = True) -> int:
+    """Checks the shards against the manifest: sizes, and with `whole` every byte. Returns how many bytes they have.
+
+    Raises:
+        InputError: naming the first shard that is missing, cut short, or not what was written.
+    """
+    where = f"store {str(folder)!r}"
+    for name, facts in manifest["shards"].items():
+        path = folder / name
+        if not path.is_file():
+            raise InputError(f"{where}: {name} is missing, though {MANIFEST} lists it; {_MEND}")
+        if (size := path.stat().st_size) != facts["bytes"]:
+            what = "cut short" if size < facts["bytes"] else "too long"
+            raise InputError(
+                f"{where}: {name} is {what} (it has {size:,} bytes and {MANIFEST} says {facts['bytes']:,}); {_MEND}"
+            )
+    # Sizes of all first: what is found in a moment should not wait for what takes minutes.
+    for name, facts in manifest["shards"].items() if whole else ():
+        if sha256_file(folder / name) != facts["sha256"]:
+            raise InputError(f"{where}: {name} is not what was written (its SHA-256 differs); {_MEND}")
+    return int(manifest["bytes"])
+
+
+class Shard:
+    """One shard's rows, mapped into memory and read where they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises InputError for a file that is not whole."""
+        read_header(path, f"store {str(path.parent)!r}")
+        mapped = np.memmap(path, dtype=np.uint8, mode="r")
+        length = int(mapped[:8].view("<u8")[0])
+        header = json.loads(bytes(mapped[8 : 8 + length]))
+        self.job = str(header.pop("__metadata__")["job"])
+
+        def tensor(name: str, dtype: str) -> npt.NDArray[Any]:
+            start, stop = (8 + length + offset for offset in header[name]["data_offsets"])
+            array: npt.NDArray[Any] = mapped[start:stop].view(dtype).reshape(header[name]["shape"])
+            return array
+
+        self._data, self._offsets = tensor("data", "u1"), tensor("offsets", "<i8")
+        self.keys, self.digests = tensor("keys", "u1"), tensor("digests", "u1")
+        self.targets = tensor("targets", "<i4")
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def row(self, index: int) -> tuple[npt.NDArray[np.uint8], int]:
+        """A row's bytes, and its number of target positions."""
+        start, stop = int(self._offsets[index]), int(self._offsets[index + 1])
+        return np.asarray(self._data[start:stop]), int(self.targets[index])
+
+
+class ShardWriter:
+    """Writes one process's rows of a job as shards of about `shard_bytes`."""
+
+    def __init__(self, folder: Path, identity: Identity, *, rank: int = 0, shard_bytes: int = 64 << 20) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.job, self.rank, self.shard_bytes = folder, job_of(identity), rank, shard_bytes
+        self.written: dict[str, dict[str, Any]] = {}
+        """What the manifest says of each shard written so far."""
+        self._number = 1 + max((int(path.stem.partition("-")[2]) for path in _shards(folder)), default=-1)
+        self._empty()
+
+    def _empty(self) -> None:
+        self._rows: list[tuple[bytes, bytes, int, bytes]] = []
+        self._size, self._begun = 0, time.monotonic()
+
+    def add(self, key: bytes, digest: bytes, targets: int, data: bytes) -> None:
+        """One row: its key, the digest and number of its target positions, and what the teacher said there."""
+        assert len(key) == KEY_BYTES
+        assert len(digest) == DIGEST_BYTES
+        self._rows.append((key, digest, targets, data))
+        self._size += len(data)
+
+    def flush_if_due(self) -> None:
+        """Writes a shard if it is full or old; call it where a resumed job could go on."""
+        if self._size >= self.shard_bytes or time.monotonic() - self._begun > _PATIENCE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what has been added as a shard, if anything has."""
+        if not self._rows:
+            return
+        keys, digests, targets, data = zip(*self._rows, strict=True)
+        offsets = np.concatenate([[0], np.cumsum([len(each) for each in data])]).astype(np.int64)
+        content = save(
+            {
+                "offsets": offsets,
+                "targets": np.array(targets, dtype=np.int32),
+                "keys": np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES),
+                "digests": np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES),
+                "data": np.frombuffer(b"".join(data), np.uint8),
+            },
+            metadata={"format": FORMAT, "job": self.job},
+        )
+        name = f"{self.rank:03d}-{self._number:05d}{SUFFIX}"
+        write_atomic(self.folder / name, content)
+        self.written[name] = _facts(hashlib.sha256(content).hexdigest(), len(content), len(targets), sum(targets))
+        self._number += 1
+        self._empty()
+
+
+def job_of(identity: Identity) -> str:
+    """What tells the shards of one job from those of another."""
+    return sha256_json({"version": VERSION, **identity})
+
+
+def clean(folder: Path, identity: Identity) -> dict[str, dict[str, Any]]:
+    """Removes all but whole shards of this job, and returns those with what the manifest says of each."""
+    kept: dict[str, dict[str, Any]] = {}
+    shards = _shards(folder)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path in shards:
+            try:
+                shard = Shard(path)
+            except InputError:
+                shard = None
+            if shard is not None and shard.job == job_of(identity):
+                count = int(shard.targets.sum())
+                kept[path.name] = _facts(sha256_file(path), path.stat().st_size, len(shard), count)
+                continue
+        path.unlink()
+    return kept
+
+
+def _facts(sha256: str, size: int, rows: int, targets: int) -> dict[str, Any]:
+    return {"sha256": sha256, "bytes": size, "rows": rows, "target_positions": targets}
+
+
+def _shards(folder: Path) -> set[Path]:
+    return {path for path in folder.glob(f"[0-9]*-[0-9]*{SUFFIX}") if not path.name.startswith(".")}
+
+
+def rows_of(folder: Path, names: Iterable[str]) -> set[tuple[bytes, bytes]]:
+    """(key, digest) of every row in the named shards."""
+    found: set[tuple[bytes, bytes]] = set()
+    for name in names:
+        shard = Shard(folder / name)
+        found.update(zip(map(bytes, shard.keys), map(bytes, shard.digests), strict=True))
+    return found

@@ -1,0 +1,200 @@
+"""The three forms in which a store keeps next-token distributions, and the bytes each takes.
+
+A mode takes what it keeps from logits, packs one row of it into bytes, and unpacks rows into what losses read. Token
+ids take as many bits as the vocabulary needs, not 16 or 32.
+
+    sample  H (float16) + one bit per draw (is it another token than the one before?) + the distinct token ids
+    topk    K token ids + K log-probabilities (float16) + log of the rest's mass (float32)
+    full    V log-probabilities (float16)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from preceptor.stored_signals import SampledTokens, Stored, TopTokens, WholeDistributions, sampled
+
+Array = npt.NDArray[Any]
+Bytes = npt.NDArray[np.uint8]
+_LOWEST = -65504.0  # the smallest float16
+
+
+@dataclass(frozen=True)
+class Mode(ABC):
+    """What is kept of a teacher's distributions over `vocabulary` tokens at `temperature`."""
+
+    vocabulary: int
+    temperature: float
+
+    draws = 0
+    """Random numbers that `take` wants for each position."""
+
+    @abstractmethod
+    def take(self, logits_nV: Tensor, uniforms_nD: Array) -> tuple[Array, ...]:
+        """Of float32 logits at n positions, arrays of n entries each, in memory."""
+
+    @abstractmethod
+    def pack(self, taken: Sequence[Array]) -> bytes:
+        """One row's arrays as bytes."""
+
+    @abstractmethod
+    def unpack(self, rows: Sequence[tuple[Bytes, int]]) -> Stored:
+        """Rows, each its bytes and its number of target positions, behind one another."""
+
+    @abstractmethod
+    def bytes_per_target(self) -> tuple[float, float]:
+        """The least and the most that a target position takes, without its row's key."""
+
+    def log_probs(self, logits_nV: Tensor) -> Tensor:
+        """float32 [n, V] at the store's temperature."""
+        return (logits_nV[:, : self.vocabulary].float() / self.temperature).log_softmax(-1)
+
+    @property
+    def bits(self) -> int:
+        """Of one token id."""
+        return max(1, (self.vocabulary - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class SampleMode(Mode):
+    """`draws` tokens drawn at each position, and the entropy: arXiv 2503.16870."""
+
+    draws: int = 50
+
+    def take(self, logits_nV: Tensor, uniforms_nD: Array) -> tuple[Array, ...]:
+        log_probs_nV = self.log_probs(logits_nV)
+        probs_nV = log_probs_nV.exp()
+        entropy_n = -(probs_nV * log_probs_nV.clamp_min_(-1e30)).sum(-1)
+        # Summed in float64: in float32 the last tokens of a large vocabulary would lose their share to rounding.
+        cumulated_nV = probs_nV.double().cumsum(-1)
+        points_nD = torch.from_numpy(uniforms_nD).to(cumulated_nV.device) * cumulated_nV[:, -1:]
+        # To the right of ties: a token of probability 0 is never drawn.
+        tokens_nD = torch.searchsorted(cumulated_nV, points_nD, right=True).clamp_max_(self.vocabulary - 1)
+        return tokens_nD.int().cpu().numpy(), entropy_n.clamp_min_(0).half().cpu().numpy()
+
+    def pack(self, taken: Sequence[Array]) -> bytes:
+        tokens_TD, entropy_T = taken
+        other_TD = np.ones(tokens_TD.shape, dtype=np.bool_)
+        other_TD[:, 1:] = tokens_TD[:, 1:] != tokens_TD[:, :-1]
+        runs = np.packbits(other_TD[:, 1:].ravel()).tobytes()
+        return entropy_T.astype("<f2").tobytes() + runs + _pack_ids(tokens_TD[other_TD], self.bits)
+
+    def unpack(self, rows: Sequence[tuple[Bytes, int]]) -> SampledTokens:
+        entropies, runs, ids = [], [], []
+        for data, T in rows:
+            size = T * (self.draws - 1)
+            first, second = 2 * T, 2 * T + -(-size // 8)
+            other_Td = np.unpackbits(data[first:second], count=size).reshape(T, self.draws - 1)
+            entropies.append(data[:first].view("<f2"))
+            runs.append(other_Td)
+            ids.append(_unpack_ids(data[second:], T + int(np.count_nonzero(other_Td)), self.bits))
+        other_Nd = np.concatenate(runs)
+        other_ND = np.ones((len(other_Nd), self.draws), dtype=np.uint8)
+        other_ND[:, 1:] = other_Nd
+        starts = np.flatnonzero(other_ND)
+        return sampled(
+            torch.from_numpy(np.diff(starts, append=other_ND.size)),
+            torch.from_numpy(np.concatenate(ids)),
+            torch.from_numpy(other_ND.sum(1, dtype=np.int64)),
+            torch.from_numpy(np.concatenate(entropies).astype(np.float32)),
+            temperature=self.temperature,
+            vocabulary=self.vocabulary,
+        )
+
+    def bytes_per_target(self) -> tuple[float, float]:
+        least = 2 + (self.draws - 1 + self.bits) / 8
+        return least, least + (self.draws - 1) * self.bits / 8
+
+
+@dataclass(frozen=True)
+class TopMode(Mode):
+    """The `k` most probable tokens, and the mass of the rest."""
+
+    k: int = 64
+
+    @property
+    def kept(self) -> int:
+        """Never all tokens: the rest would have nothing in it, for the student too."""
+        return min(self.k, self.vocabulary - 1)
+
+    def take(self, logits_nV: Tensor, uniforms_nD: Array) -> tuple[Array, ...]:
+        log_probs_nV = self.log_probs(logits_nV)
+        top = log_probs_nV.topk(self.kept, dim=-1)
+        log_tail_n = log_probs_nV.scatter_(1, top.indices, -torch.inf).logsumexp(-1)
+        kept = top.values.clamp_min(_LOWEST).half()
+        return top.indices.int().cpu().numpy(), kept.cpu().numpy(), log_tail_n.cpu().numpy()
+
+    def pack(self, taken: Sequence[Array]) -> bytes:
+        tokens_TK, log_probs_TK, log_tail_T = taken
+        numbers = log_tail_T.astype("<f4").tobytes() + log_probs_TK.astype("<f2").tobytes()
+        return numbers + _pack_ids(tokens_TK.ravel(), self.bits)
+
+    def unpack(self, rows: Sequence[tuple[Bytes, int]]) -> TopTokens:
+        K, tails, log_probs, ids = self.kept, [], [], []
+        for data, T in rows:
+            first, second = 4 * T, 4 * T + 2 * T * K
+            tails.append(data[:first].view("<f4"))
+            log_probs.append(data[first:second].view("<f2").reshape(T, K))
+            ids.append(_unpack_ids(data[second:], T * K, self.bits).reshape(T, K))
+        return TopTokens(
+            torch.from_numpy(np.concatenate(ids)),
+            torch.from_numpy(np.concatenate(log_probs).astype(np.float32)),
+            torch.from_numpy(np.concatenate(tails).astype(np.float32)),
+            self.temperature,
+            self.vocabulary,
+        )
+
+    def bytes_per_target(self) -> tuple[float, float]:
+        size = 4 + self.kept * (2 + self.bits / 8)
+        return size, size
+
+
+@dataclass(frozen=True)
+class FullMode(Mode):
+    """Whole distributions."""
+
+    def take(self, logits_nV: Tensor, uniforms_nD: Array) -> tuple[Array, ...]:
+        return (self.log_probs(logits_nV).clamp_min_(_LOWEST).half().cpu().numpy(),)
+
+    def pack(self, taken: Sequence[Array]) -> bytes:
+        return taken[0].astype("<f2").tobytes()
+
+    def unpack(self, rows: Sequence[tuple[Bytes, int]]) -> WholeDistributions:
+        # Concatenated even if alone: the bytes on disk are not ours to share.
+        log_probs = np.concatenate([data.view("<f2").reshape(T, self.vocabulary) for data, T in rows])
+        return WholeDistributions(torch.from_numpy(log_probs.astype(np.float16, copy=False)), self.temperature)
+
+    def bytes_per_target(self) -> tuple[float, float]:
+        return 2.0 * self.vocabulary, 2.0 * self.vocabulary
+
+
+def mode_of(name: str, *, vocabulary: int, temperature: float, draws: int | None, k: int | None) -> Mode:
+    """The mode that recipes and manifests call `name`: sample, topk or full."""
+    if name == "sample":
+        assert draws is not None
+        return SampleMode(vocabulary, temperature, draws)
+    if name == "topk":
+        assert k is not None
+        return TopMode(vocabulary, temperature, k)
+    assert name == "full"
+    return FullMode(vocabulary, temperature)
+
+
+def _pack_ids(ids: Array, bits: int) -> bytes:
+    places = np.arange(bits - 1, -1, -1, dtype=np.int32)
+    return np.packbits((ids.astype(np.int32)[:, None] >> places & 1).astype(np.uint8)).tobytes()
+
+
+def _unpack_ids(data: Bytes, count: int, bits: int) -> Array:
+    """int64 [count]."""
+    wide = np.zeros((count, 32), dtype=np.uint8)
+    wide[:, 32 - bits :] = np.unpackbits(data, count=count * bits).reshape(count, bits)
+    return np.packbits(wide).view(">u4").astype(np.int64)
