@@ -26,6 +26,7 @@ commands:
   demo                      see it work at pocket size, on a CPU, in minutes, with figures
   run RECIPE [key=value …]  run what a recipe describes and is not yet done
   plan RECIPE [key=value …] show what would run: stages, data, a sample with its targets, sizes
+  store info|verify DIR     what a stored teacher holds, and whether it is whole
 """
 _EPILOG = """\
 examples:
@@ -119,12 +120,12 @@ def _run(arguments: list[str]) -> int:
     if options.out is not None:
         overrides.append("runs_dir=" + json_text(options.out))
 
-    from preceptor.recipe import TrainingStage, load_recipe, models_of
+    from preceptor.recipe import StoreStage, TrainingStage, load_recipe, models_of
     from preceptor.runs import run
 
     recipe = load_recipe(options.recipe, overrides)
     visible = processes_to_start()
-    if visible > 1 and any(isinstance(stage, TrainingStage) for stage in recipe.stages.values()):
+    if visible > 1 and any(isinstance(stage, TrainingStage | StoreStage) for stage in recipe.stages.values()):
         # A model spread over GPUs leaves none to other processes; torchrun also tells Trainer not to use DataParallel.
         spread = any(model.device_map for stage in recipe.stages.values() for model in models_of(stage).values())
         number = "1 process starts (a device_map uses them all)" if spread else f"{visible} processes start"
@@ -175,7 +176,25 @@ def _demo(arguments: list[str]) -> int:
     return 0
 
 
-_COMMANDS: dict[str, Callable[[list[str]], int]] = {"demo": _demo, "run": _run, "plan": _plan}
+def _store(arguments: list[str]) -> int:
+    parser = _parser(
+        "store",
+        "Look at the predictions that a `store` stage wrote: `info` reads the manifest, `verify` every byte.",
+        "examples:\n  preceptor store info runs/shop/said/store\n  preceptor store verify runs/shop/said/store --json",
+    )
+    parser.add_argument("what", metavar="info|verify", choices=("info", "verify"), help="what to do")
+    parser.add_argument("folder", metavar="DIR", help="the folder of a store")
+    options = parser.parse_intermixed_args(arguments)
+
+    from preceptor.teachers.store_report import info, render_info, render_verify, verify
+
+    read, render = (info, render_info) if options.what == "info" else (verify, render_verify)
+    result = read(Path(options.folder))
+    _print(result, render(result), options.json)
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {"demo": _demo, "run": _run, "plan": _plan, "store": _store}
 
 
 def _recipe_parser(name: str, description: str, examples: str) -> _Parser:

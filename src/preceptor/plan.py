@@ -198,13 +198,15 @@ class _Planner:
 
     def _template(self, teacher: ModelSpec) -> PreTrainedTokenizerBase | str | None:
         """A teacher's tokenizer, which has its chat template; of a stored teacher the template."""
-        from preceptor.stages.stores import stored_at, template_of
+        from preceptor.stages.stores import manifest_of, stored_at
 
         stage = self.recipe.stages.get(stage_of(teacher.path) or "")
         if isinstance(stage, StoreStage) and stage_of(teacher.path) not in self.done:
             return self._template(stage.teacher)
         folder = stored_at(teacher, self.context)
-        return self._tokenizer(teacher) if folder is None else template_of(folder)
+        if folder is None:
+            return self._tokenizer(teacher)
+        return str(manifest_of(teacher, folder, self.context)["template"]["text"])
 
     def _prepare(
         self, names: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int

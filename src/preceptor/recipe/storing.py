@@ -91,7 +91,8 @@ def follows_store(stage: DistillStage, key: KeyPath, mode: str, temperature: flo
         if term.temperature != temperature:
             yield (
                 (*path, "temperature"),
-                f"is {term.temperature:g}, and {_dotted(key)} was stored at {temperature:g}; write the same in both",
+                f"is {term.temperature:g}, and the store that {_dotted(key)} names is of temperature {temperature:g}; "
+                "write the same in both",
             )
 
 

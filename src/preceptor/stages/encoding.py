@@ -9,14 +9,13 @@ from transformers import PreTrainedTokenizerBase
 from preceptor.data.prepare import PreparedDataset, prepare_datasets
 from preceptor.data.template import choose_template
 from preceptor.errors import InputError
-from preceptor.models.tokenizers import load_tokenizer, same_tokenizer, tokenizer_facts
+from preceptor.models.tokenizers import load_tokenizer, same_tokenizer, template_facts, tokenizer_facts
 from preceptor.recipe import DistillStage, ModelSpec, SftStage, StoreStage
 from preceptor.recipe.base import KeyPath
 from preceptor.stages.context import StageContext
 from preceptor.stages.datasets import specs_for
-from preceptor.stages.stores import stored_at, template_of
-from preceptor.teachers.store import check_field
-from preceptor.teachers.store_files import read_manifest
+from preceptor.stages.stores import manifest_of, stored_at
+from preceptor.teachers.store import expect
 
 
 def stage_tokenizer(
@@ -27,7 +26,7 @@ def stage_tokenizer(
     `student` is resolved, `teachers` are as the recipe has them, by their keys in the stage.
 
     Raises:
-        InputError: a tokenizer that cannot be loaded, or a teacher's that is another one.
+        InputError: a tokenizer that cannot be loaded, or a teacher's that is another one; a store of another template.
     """
     tokenizer = load_tokenizer(student, announce=context.log)
     theirs: PreTrainedTokenizerBase | str | None = None
@@ -42,6 +41,10 @@ def stage_tokenizer(
     source = choose_template(tokenizer, theirs)
     if source != "student":
         context.log(f"{context.name}: the student has no chat template; the {source} one is used and saved with it")
+    for model in teachers.values():
+        if (store := stored_at(model, context)) is not None:
+            used = {"template": template_facts(tokenizer)}
+            expect(store, manifest_of(model, store, context), used, "the student's is")
     return tokenizer
 
 
@@ -51,8 +54,9 @@ def _shared(
     """A teacher's tokenizer, or of a stored one the chat template, after comparing it with the student's."""
     store = stored_at(teacher, context)
     if store is not None:
-        check_field(store, read_manifest(store), "tokenizer", tokenizer_facts(tokenizer), "the student's is")
-        return template_of(store)
+        manifest = manifest_of(teacher, store, context)
+        expect(store, manifest, {"tokenizer": tokenizer_facts(tokenizer)}, "the student's is")
+        return str(manifest["template"]["text"])
     other = load_tokenizer(context.resolve_model(teacher))
     same_tokenizer(tokenizer, other)
     return other

@@ -7,31 +7,23 @@ whole shard, with as many processes as there are then. What is kept of a row doe
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from preceptor.data.chat import EncodedRow
-from preceptor.data.collator import Collator
 from preceptor.distributed import from_main, is_main, rank, to_main, world_size
 from preceptor.errors import InputError
 from preceptor.evaluation.measure import by_length
-from preceptor.kernels.linear_loss import CHUNK_ELEMENTS
 from preceptor.models.fingerprint import model_facts
 from preceptor.models.load import load_model
 from preceptor.models.tokenizers import check_tokenizer_fits, template_facts, tokenizer_facts
-from preceptor.signals import Part, TokenBatch, Wanted
 from preceptor.stages.encoding import stage_rows, stage_tokenizer
 from preceptor.stages.stores import IDENTITY, mode_for
 from preceptor.teachers import ModelTeacher
 from preceptor.teachers.store_files import ShardWriter, clean, rows_of, write_manifest
-from preceptor.teachers.store_modes import Mode
 from preceptor.teachers.store_report import measured, summary
-from preceptor.teachers.store_rows import row_key, target_digest, uniforms
+from preceptor.teachers.store_writer import StoredRow, store_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,21 +32,6 @@ if TYPE_CHECKING:
     from preceptor.stages.context import StageContext
 
 _REPORT_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A row to be stored, under its name in the store."""
-
-    encoded: EncodedRow
-    key: bytes
-    digest: bytes
-    positions: np.ndarray[Any, np.dtype[np.int64]]
-
-    @classmethod
-    def of(cls, encoded: EncodedRow) -> _Row:
-        positions = np.flatnonzero(encoded.is_target[1:])
-        return cls(encoded, row_key(encoded.input_ids), target_digest(positions), positions)
 
 
 def execute(spec: StoreStage, context: StageContext) -> dict[str, Any]:
@@ -71,7 +48,7 @@ def execute(spec: StoreStage, context: StageContext) -> dict[str, Any]:
     kept: dict[str, dict[str, Any]] = from_main(lambda: clean(folder, identity))
     done = rows_of(folder, kept)
     batches = [[rows[i] for i in batch] for batch in by_length([len(row.encoded) for row in rows], spec.batch_size)]
-    todo = [left for batch in batches if (left := [row for row in batch if (row.key, row.digest) not in done])]
+    todo = [left for batch in batches if (left := [row for row in batch if row.name not in done])]
     if done:
         context.log(f"{context.name}: goes on after {len(done):,} of {len(rows):,} rows")
     writer = ShardWriter(folder, identity, rank=rank(), shard_bytes=spec.shard_megabytes * 1_000_000)
@@ -94,13 +71,13 @@ def execute(spec: StoreStage, context: StageContext) -> dict[str, Any]:
     return {**results, IDENTITY: _recorded(identity)}
 
 
-def _rows(spec: StoreStage, tokenizer: PreTrainedTokenizerBase, context: StageContext) -> list[_Row]:
+def _rows(spec: StoreStage, tokenizer: PreTrainedTokenizerBase, context: StageContext) -> list[StoredRow]:
     """Every row of the datasets, training and held-out, each once."""
-    found: dict[tuple[bytes, bytes], _Row] = {}
+    found: dict[tuple[bytes, bytes], StoredRow] = {}
     for data in stage_rows(spec, tokenizer, context).values():
         for encoded in (*data.train, *data.holdout, *data.test):
-            row = _Row.of(encoded)
-            found.setdefault((row.key, row.digest), row)
+            row = StoredRow.of(encoded)
+            found.setdefault(row.name, row)
     return list(found.values())
 
 
@@ -132,23 +109,16 @@ def _write(
     spec: StoreStage,
     context: StageContext,
     tokenizer: PreTrainedTokenizerBase,
-    batches: Sequence[Sequence[_Row]],
+    batches: Sequence[Sequence[StoredRow]],
     writer: ShardWriter,
 ) -> float:
     """Runs the teacher on this process's batches; returns how many seconds that took, loading left out."""
     teacher = _teacher(spec, context, tokenizer)
     mode = mode_for(spec, tokenizer)
     assert isinstance(tokenizer.pad_token_id, int)
-    device = next(teacher.model.parameters()).device
     progress = _Progress(context, sum(len(row.positions) for batch in batches for row in batch))
     for batch in batches:
-        encoded = [row.encoded for row in batch]
-        collator = Collator(tokenizer.pad_token_id, route_names=sorted({row.route for row in encoded}))
-        tokens = TokenBatch.from_inputs(collator(encoded)).to(device)
-        part = teacher.observe(tokens, Wanted(logits=True))
-        for row, data in zip(batch, _packed(part, batch, mode, context.seed), strict=True):
-            writer.add(row.key, row.digest, len(row.positions), data)
-        writer.flush_if_due()
+        store_batch(teacher, batch, mode, writer, seed=context.seed, pad_token_id=tokenizer.pad_token_id)
         progress.add(sum(len(row.positions) for row in batch))
     writer.flush()
     return progress.seconds
@@ -169,33 +139,6 @@ def _teacher(spec: StoreStage, context: StageContext, tokenizer: PreTrainedToken
         torch.cuda.set_device(device)
         model = model.to(device)
     return ModelTeacher(model, name=f"teacher {spec.teacher.title}")
-
-
-def _packed(part: Part, batch: Sequence[_Row], mode: Mode, seed: int) -> Iterator[bytes]:
-    """Each row's bytes; logits are made for a few positions at a time."""
-    assert part.head is not None
-    assert part.hidden_ND is not None
-    drawn = [uniforms(seed, row.key, row.positions, mode.draws) for row in batch] if mode.draws else []
-    uniforms_ND = np.concatenate(drawn) if drawn else np.empty((len(part.hidden_ND), 0))
-    head = part.head.first(mode.vocabulary)
-    size = max(1, CHUNK_ELEMENTS // mode.vocabulary)
-    taken = [
-        mode.take(_logits(head.logits(part.hidden_ND[i : i + size])), uniforms_ND[i : i + size])
-        for i in range(0, len(part.hidden_ND), size)
-    ]
-    whole = [np.concatenate(pieces) for pieces in zip(*taken, strict=True)]
-    start = 0
-    for row in batch:
-        stop = start + len(row.positions)
-        yield mode.pack([each[start:stop] for each in whole])
-        start = stop
-
-
-@torch.no_grad()
-def _logits(logits_nV: Tensor) -> Tensor:
-    if not bool(torch.isfinite(logits_nV).all()):
-        raise RuntimeError("the teacher's logits are not finite; load it in a wider dtype")
-    return logits_nV
 
 
 class _Progress:

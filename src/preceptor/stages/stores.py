@@ -16,6 +16,7 @@ from preceptor.recipe import DistillStage, ModelSpec, StoreStage
 from preceptor.recipe.storing import follows_store, stored_by, unused_keys
 from preceptor.stages.context import StageContext, run_directory
 from preceptor.teachers import StoredTeacher
+from preceptor.teachers.store import expect
 from preceptor.teachers.store_files import check_files, is_store, read_manifest
 from preceptor.teachers.store_modes import Mode, mode_of
 
@@ -38,9 +39,17 @@ def mode_for(stage: StoreStage, tokenizer: PreTrainedTokenizerBase) -> Mode:
     return mode_of(stage.mode, vocabulary=len(tokenizer), temperature=stage.temperature, draws=stage.draws, k=stage.k)
 
 
-def template_of(folder: Path) -> str:
-    """The chat template that a store's rows are rendered with."""
-    return str(read_manifest(folder)["template"]["text"])
+def manifest_of(model: ModelSpec, folder: Path, context: StageContext) -> dict[str, Any]:
+    """The manifest of a teacher's store; of a stage's store only if it is what that stage recorded.
+
+    Raises:
+        InputError: no finished store, or another one in its place.
+    """
+    manifest = read_manifest(folder)
+    stage = stored_by(model, context.recipe.stages)
+    if stage is not None and (expected := _recorded(context, stage)) is not None:
+        expect(folder, manifest, expected, f"stage {stage} recorded")
+    return manifest
 
 
 def open_store(
@@ -51,15 +60,11 @@ def open_store(
     Raises:
         InputError: a store that is not whole, of another tokenizer or template, or not what its stage wrote.
     """
-    manifest = read_manifest(folder)
-    stage = stored_by(model, context.recipe.stages)
+    manifest = manifest_of(model, folder, context)
     # Read by one process: the others would only wait for the same disk.
     size: int = from_main(lambda: check_files(folder, manifest))
     context.log(f"{context.name}: {model.path}: {size / 1e6:,.1f} MB compared with their checksums")
-    teacher = StoredTeacher(folder, tokenizer=tokenizer, name=f"teacher {model.path}", verify=False)
-    if stage is not None and (expected := _recorded(context, stage)) is not None:
-        teacher.store.expect(expected, f"stage {stage} recorded")
-    return teacher
+    return StoredTeacher(folder, tokenizer=tokenizer, name=f"teacher {model.path}", verify=False)
 
 
 def _recorded(context: StageContext, stage: str) -> Mapping[str, Any] | None:

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from preceptor.errors import InputError, shown
+from preceptor.files import MANIFEST
 from preceptor.stored_signals import Stored
-from preceptor.teachers.store_files import Shard, check_files, read_manifest
+from preceptor.teachers.store_files import Shard, check_files, job_of, read_manifest
 from preceptor.teachers.store_modes import mode_of
 
 Bytes = npt.NDArray[np.uint8]
@@ -55,7 +56,7 @@ class Store:
             draws=self.manifest["draws"],
             k=self.manifest["k"],
         )
-        self._shards = [Shard(folder / name) for name in self.manifest["shards"]]
+        self._shards = [self._shard(name) for name in self.manifest["shards"]]
         # Rows in the order of the first 8 bytes of their keys: 20 bytes of memory a row, and no Python object.
         prefix_R = np.concatenate(
             [np.ascontiguousarray(shard.keys[:, :8]).view("<u8").ravel() for shard in self._shards]
@@ -65,14 +66,24 @@ class Store:
         order_R = np.argsort(prefix_R, kind="stable")
         self._prefix_R, self._shard_R, self._row_R = prefix_R[order_R], shard_R[order_R], row_R[order_R]
 
+    def _shard(self, name: str) -> Shard:
+        shard = Shard(self.folder / name)
+        if shard.job != job_of(self.manifest):
+            raise InputError(
+                f"store {str(self.folder)!r}: {name} is of another store than {MANIFEST} describes; copy the store "
+                "again, or write it anew"
+            )
+        return shard
+
     def __len__(self) -> int:
         return len(self._prefix_R)
 
     def find(self, key: bytes, digest: bytes) -> tuple[int, int] | None:
         """Where a row is, learned at just these positions: shard and row number; None if it is not there."""
-        return next(
-            (place for place in self._with(key) if bytes(self._shards[place[0]].digests[place[1]]) == digest), None
-        )
+        for shard, row in self._with(key):
+            if bytes(self._shards[shard].digests[row]) == digest:
+                return shard, row
+        return None
 
     def knows(self, key: bytes) -> bool:
         """Whether a row with these tokens is there, whatever its target positions."""
@@ -95,28 +106,24 @@ class Store:
         """What the teacher said of the rows at `places`, in that order."""
         return self.mode.unpack([self._shards[shard].row(row) for shard, row in places])
 
-    def expect(self, expected: Mapping[str, Any], whose: str) -> None:
-        """Makes sure that the store is of what `expected` says, field by field; `whose` says who expects it.
 
-        Raises:
-            InputError: naming the first field that differs.
-        """
-        for field, wanted in expected.items():
-            check_field(self.folder, self.manifest, field, wanted, whose)
+def expect(folder: Path, manifest: Mapping[str, Any], expected: Mapping[str, Any], whose: str) -> None:
+    """Makes sure that a store is of what `expected` says, field by field; `whose` says who expects it.
 
-
-def check_field(folder: Path, manifest: Mapping[str, Any], field: str, wanted: Any, whose: str) -> None:
-    """Raises InputError when a manifest's field is not what is wanted."""
-    found = manifest.get(field)
-    if isinstance(wanted, Mapping) and isinstance(found, Mapping):
-        if found.get("sha256") == wanted.get("sha256"):
-            return
-    elif found == wanted:
-        return
-    raise InputError(
-        f"store {str(folder)!r}: its {_NAMES.get(field, field)} is {_described(found)}, and {whose} "
-        f"{_described(wanted)}; give the store that belongs to it, or store the teacher again"
-    )
+    Raises:
+        InputError: naming the first field that differs.
+    """
+    for field, wanted in expected.items():
+        found = manifest.get(field)
+        if isinstance(wanted, Mapping) and isinstance(found, Mapping):
+            same = found.get("sha256") == wanted.get("sha256")
+        else:
+            same = found == wanted
+        if not same:
+            raise InputError(
+                f"store {str(folder)!r}: its {_NAMES.get(field, field)} is {_described(found)}, and {whose} "
+                f"{_described(wanted)}; give the store that belongs to it, or store the teacher again"
+            )
 
 
 def _described(value: Any) -> str:

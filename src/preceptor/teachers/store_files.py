@@ -25,6 +25,7 @@ from preceptor.files import MANIFEST, json_text, sha256_file, sha256_json, write
 from preceptor.models.headers import read_header
 from preceptor.teachers.store_rows import DIGEST_BYTES, KEY_BYTES
 
+_COUNTED = ("format", "version", "rows", "target_positions", "bytes", "shards")
 FORMAT = "preceptor teacher store"
 VERSION = 1
 SUFFIX = ".safetensors"
@@ -181,8 +182,9 @@ class ShardWriter:
 
 
 def job_of(identity: Identity) -> str:
-    """What tells the shards of one job from those of another."""
-    return sha256_json({"version": VERSION, **identity})
+    """What tells the shards of one job from those of another; a manifest's identity is all but what it counts."""
+    kept = {key: value for key, value in identity.items() if key not in _COUNTED}
+    return sha256_json({**kept, "version": VERSION})
 
 
 def clean(folder: Path, identity: Identity) -> dict[str, dict[str, Any]]:

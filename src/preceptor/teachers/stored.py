@@ -17,7 +17,7 @@ from preceptor.models.tokenizers import template_facts, tokenizer_facts
 from preceptor.signals import LayerShape, Needs, Part, Signal, TokenBatch, Wanted
 from preceptor.stored_signals import to_device
 from preceptor.teachers.routing import Source, teach
-from preceptor.teachers.store import Store
+from preceptor.teachers.store import Store, expect
 from preceptor.teachers.store_rows import row_key, target_digest
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class StoredTeacher:
         self.name = name
         if tokenizer is not None:
             facts = {"tokenizer": tokenizer_facts(tokenizer), "template": template_facts(tokenizer)}
-            self.store.expect(facts, "the student's is")
+            expect(self.store.folder, self.store.manifest, facts, "the student's is")
 
     def __call__(self, batch: TokenBatch, needs: Needs) -> Signal:
         """What was stored of the rows of `batch`, as far as `needs` goes."""
@@ -102,8 +102,8 @@ class StoredTeacher:
         folder = str(self.store.folder)
         if self.store.knows(key):
             raise InputError(
-                f"{self.name}: {where} is in the store {folder!r} with other targets than it is learned with; give both "
-                "stages, and the dataset in both, the same `targets`"
+                f"{self.name}: {where} is in the store {folder!r} with other targets than it is learned with; give "
+                "both stages, and the dataset in both, the same `targets`"
             )
         raise InputError(f"{self.name}: {where} is not in the store {folder!r}; {_CAUSES}")
 
