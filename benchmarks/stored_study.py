@@ -1,17 +1,22 @@
 """Does a student that learns from a store come as close to its teacher as one that learns from the teacher itself?
 
     python benchmarks/stored_study.py --seeds 43 44
+    PRECEPTOR_DATA=… python benchmarks/stored_study.py --study stories --steps 200
 
-The pocket study's first stage on predictions alone, from one start on the same rows in the same order: once with the
-live teacher, once from a store of sampled tokens. Both students are then measured against the live teacher, row by row
-on the study's clean test rows; `ratio` is the stored student's KL over the live one's, with a 95 % bootstrap interval
-over rows. Rows go to benchmarks/out/stored_study.json.
+`pocket`: the pocket study's first stage on predictions alone, measured on its clean test rows. Its teacher is nearly
+certain of most tokens. `stories`: the 260K TinyStories model follows the 3.3M one on stories that the teacher wrote,
+measured on others that it wrote; a real language model's distributions.
+
+Both students have one start and see the same rows in the same order: one with the live teacher, one from a store of
+sampled tokens. Both are then measured against the live teacher, row by row; `ratio` is the stored student's KL over the
+live one's, with a 95 % bootstrap interval over rows. Rows go to benchmarks/out/stored_STUDY.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -38,30 +43,71 @@ from preceptor.teachers import ModelTeacher
 OUT = Path(__file__).parent / "out"
 
 
-def study(folder: Path, seed: int, size: Size, draws: int) -> dict[str, Any]:
-    """Runs one seed; returns KL per target of both students, their ratio with its interval, and what the store took."""
+def pocket(folder: Path, seed: int, steps: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A recipe of an untrained `student` and the stage `live` that trains it, its data written; and the teacher."""
+    size = Size(steps=steps)
     recipe = yaml.safe_load(write_study(folder, seed, size, ["kd_prediction"]).read_text())
     live = {**recipe["stages"]["kd_prediction"], "objective": [{"kind": "logits"}]}
+    return {**recipe, "stages": {"student": recipe["stages"]["student"], "live": live}}, TEACHER_SPEC
+
+
+def stories(folder: Path, seed: int, steps: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """As `pocket`, the student a trained one; the teacher writes the rows first."""
+    weights = Path(os.environ["PRECEPTOR_DATA"]) / "weights"
+    teacher = {"path": str(weights / "tinystories-bitnet-3M-hf")}
+    write = {"kind": "generate", "model": teacher, "rows": 1150, "max_new_tokens": 200, "batch_size": 64}
+    done = run({"name": "rows", "seed": seed, "stages": {"written": write}}, folder)
+    rows = (Path(done["directory"]) / "written" / "rows.jsonl").read_text().splitlines(keepends=True)
+    (folder / "test.jsonl").write_text("".join(rows[:150]))
+    (folder / "public.jsonl").write_text("".join(rows[150:]))
+    live = {
+        "kind": "distill",
+        "student": str(weights / "stories260K-hf"),
+        "teacher": teacher,
+        "data": "public",
+        "objective": [{"kind": "logits"}],
+        "rows_per_step": 16,
+        "max_length": 256,
+        "training": {
+            "max_steps": steps,
+            "learning_rate": 1.5e-3,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 0.05,
+            "adam_beta2": 0.98,
+            "per_device_train_batch_size": 16,
+            "per_device_eval_batch_size": 32,
+            "save_strategy": "no",
+            "use_cpu": True,
+        },
+    }
+    data = {"public": {"path": "public.jsonl", "test": "test.jsonl"}}
+    return {"name": f"stories-{seed}", "seed": seed, "data": data, "stages": {"live": live}}, teacher
+
+
+def run(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Runs a recipe in `folder`."""
+    whole = {**recipe, "runs_dir": str(folder / "runs")}
+    return preceptor.run(parse_recipe(whole, folder=folder), log=lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def study(name: str, folder: Path, seed: int, steps: int, draws: int) -> dict[str, Any]:
+    """Runs one seed; returns KL per target of both students, their ratio with its interval, and what the store took."""
+    recipe, teacher = {"pocket": pocket, "stories": stories}[name](folder, seed, steps)
+    live = recipe["stages"]["live"]
     live["training"]["logging_steps"] = 50
     store = {
         "kind": "store",
-        "teacher": TEACHER_SPEC,
-        "student": "stage:student",
+        "teacher": teacher,
+        "student": live["student"],
         "data": "public",
-        "max_length": 64,
-        "batch_size": 128,
+        "max_length": live["max_length"],
+        "batch_size": 64,
         "draws": draws,
     }
-    stages = {
-        "student": recipe["stages"]["student"],
-        "live": live,
-        "written": store,
-        "stored": {**live, "teacher": "stage:written"},
-    }
-    whole = {**recipe, "stages": stages, "runs_dir": str(folder / "runs")}
-    done = preceptor.run(parse_recipe(whole, folder=folder), log=lambda line: print(line, file=sys.stderr, flush=True))
-    runs = Path(done["directory"])
-    kl = {name: kl_per_row(runs / name / "model", folder / "test.jsonl") for name in ("live", "stored")}
+    stages = {**recipe["stages"], "written": store, "stored": {**live, "teacher": "stage:written"}}
+    done = run({**recipe, "stages": stages}, folder)
+    runs, test = Path(done["directory"]), folder / "test.jsonl"
+    kl = {name: kl_per_row(runs / name / "model", ModelSpec(**teacher), test) for name in ("live", "stored")}
     result = {"seed": seed, **{f"kl_{name}": float(sums.sum() / counts.sum()) for name, (sums, counts) in kl.items()}}
     result["ratio"], result["low"], result["high"] = ratio(kl["stored"], kl["live"])
     written = done["stages"]["written"]
@@ -70,20 +116,20 @@ def study(folder: Path, seed: int, size: Size, draws: int) -> dict[str, Any]:
     return {**result, **{key: written[key] for key in kept}, **seconds}
 
 
-def kl_per_row(student: Path, test: Path) -> tuple[np.ndarray, np.ndarray]:
+def kl_per_row(student: Path, teacher: ModelSpec, test: Path) -> tuple[np.ndarray, np.ndarray]:
     """Sums of the KL to the live teacher over each test row's targets, and how many targets each row has."""
     tokenizer = load_tokenizer(ModelSpec(path=str(student)))
     model = load_model(ModelSpec(path=str(student)), role="student")
-    rows = load_rows(str(test), tokenizer, max_length=64, announce=lambda line: None)
+    rows = load_rows(str(test), tokenizer, max_length=256, announce=lambda line: None)
     # Each row is a route of its own: sums are kept apart by route.
     named = [replace(row, own_route=str(i)) for i, row in enumerate(rows)]
     routes = [row.route for row in named]
     objective = Objective([Logits()], route_names=routes, vocabulary=len(tokenizer))
-    teacher = ModelTeacher(load_model(ModelSpec(**TEACHER_SPEC), role="teacher"))
-    objective.prepare(model, teacher)
+    live = ModelTeacher(load_model(teacher, role="teacher"))
+    objective.prepare(model, live)
     collate = Collator(int(tokenizer.pad_token_id), route_names=routes)  # type: ignore[arg-type]
-    batches = (TokenBatch.from_inputs(collate(named[i : i + 96])) for i in range(0, len(named), 96))
-    found = measure(objective, model, batches, teacher)
+    batches = (TokenBatch.from_inputs(collate(named[i : i + 50])) for i in range(0, len(named), 50))
+    found = measure(objective, model, batches, live)
     return found.sums_TK[0].numpy(), found.targets_K.numpy()
 
 
@@ -99,9 +145,12 @@ def ratio(
 
 def main() -> None:
     """Run the seeds, print the table, write the rows."""
-    parser = argparse.ArgumentParser(description="Stored against live teacher on the pocket study.")
+    parser = argparse.ArgumentParser(description="A student of a store against one of the live teacher.")
+    parser.add_argument("--study", choices=("pocket", "stories"), default="pocket")
     parser.add_argument("--seeds", type=int, nargs="+", default=[43, 44])
-    parser.add_argument("--steps", type=int, default=500, help="optimiser steps of 64 rows (default 500)")
+    parser.add_argument(
+        "--steps", type=int, default=500, help="optimiser steps of 64 rows, or 16 stories (default 500)"
+    )
     parser.add_argument("--draws", type=int, default=50)
     parser.add_argument("--threads", type=int, help="torch threads (default: one per core)")
     parser.add_argument("--out", type=Path, default=OUT)
@@ -112,11 +161,12 @@ def main() -> None:
     for seed in args.seeds:
         begun = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
-            rows.append({**study(Path(folder), seed, Size(steps=args.steps), args.draws), "steps": args.steps})
+            found = study(args.study, Path(folder), seed, args.steps, args.draws)
+        rows.append({**found, "study": args.study, "steps": args.steps})
         rows[-1]["seconds"] = round(time.monotonic() - begun, 1)
         print(json.dumps(rows[-1]), flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "stored_study.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (args.out / f"stored_{args.study}.json").write_text(json.dumps(rows, indent=1) + "\n")
     print("| seed | KL, live teacher | KL, stored | ratio (95 % interval) | bytes per target |\n|---|---|---|---|---|")
     for row in rows:
         print(
