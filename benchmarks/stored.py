@@ -35,7 +35,7 @@ from preceptor.teachers.store_report import info, measured
 from preceptor.teachers.store_writer import StoredRow, store_batch
 from step import OUT, environment, timed
 
-SHARPNESS = 14.0
+SHARPNESS = 21.0
 CASES: dict[str, dict[str, Any]] = {
     "sample": {"mode": "sample", "draws": 50, "k": None},
     "sample, flat": {"mode": "sample", "draws": 50, "k": None},

@@ -81,7 +81,9 @@ def stories(folder: Path, seed: int, steps: int) -> tuple[dict[str, Any], dict[s
         },
     }
     data = {"public": {"path": "public.jsonl", "test": "test.jsonl"}}
-    return {"name": f"stories-{seed}", "seed": seed, "data": data, "stages": {"live": live}}, teacher
+    # Short stories are written twice.
+    again = {"overlap": {"drop_from": "public"}}
+    return {"name": f"stories-{seed}", "seed": seed, "data": data, **again, "stages": {"live": live}}, teacher
 
 
 def run(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 import toys
 from preceptor.data.chat import EncodedRow
 from preceptor.teachers import ModelTeacher
+from preceptor.teachers.store import Store
 from preceptor.teachers.store_files import ShardWriter, write_manifest
 from preceptor.teachers.store_modes import mode_of
 from preceptor.teachers.store_writer import StoredRow, store_batch
@@ -65,3 +66,18 @@ def write(
     writer.flush()
     write_manifest(folder, document, writer.written)
     return folder
+
+
+def keys(store: Store) -> dict[bytes, tuple[int, int]]:
+    """Where each row of a store is, by its key."""
+    return {bytes(store._shard(shard).keys[row]): (shard, row) for shard, row in store.places(range(len(store)))}
+
+
+def content(folder: Path) -> dict[bytes, tuple[bytes, int]]:
+    """By key, the bytes of each row of a store and its number of targets."""
+    store = Store(folder)
+    return {
+        key: (data.tobytes(), targets)
+        for key, (shard, row) in keys(store).items()
+        for data, targets in [store._shard(shard).row(row)]
+    }

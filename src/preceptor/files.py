@@ -19,6 +19,7 @@ from typing import Any
 from preceptor.errors import InputError
 
 MANIFEST = "manifest.json"
+STORE_FORMAT = "preceptor teacher store"
 _BLOCK = 1 << 20  # bytes read at once when hashing
 
 
@@ -134,6 +135,14 @@ def verify_directory(path: str | Path) -> None:
     for name in present:
         if name not in expected:
             raise InputError(f"{path / name}: was added after the folder was finished; remove this file")
+
+
+def is_store(folder: Path) -> bool:
+    """Whether a folder is a finished teacher store (published folders have a manifest too, of another form)."""
+    try:
+        return bool(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["format"] == STORE_FORMAT)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def move_aside(path: Path) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.errors import InputError, InputErrors, shown
-from preceptor.files import json_text, sha256_file, sha256_json, write_atomic
+from preceptor.files import MANIFEST, is_store, json_text, sha256_file, sha256_json, write_atomic
 from preceptor.recipe import (
     EvaluateStage,
     InitStage,
@@ -107,6 +107,8 @@ class Hashes:
         """The SHA-256 of a file, or of each file in a folder that a model or dataset is read from."""
         if path.is_file():
             return self.file(path)
+        if is_store(path):
+            return {MANIFEST: self.file(path / MANIFEST)}  # which has the hashes of all else, compared where it is read
         files = [
             file
             for file in sorted(path.rglob("*"))

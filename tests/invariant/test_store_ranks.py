@@ -11,11 +11,11 @@ import torch.distributed as dist
 
 import preceptor
 import stored_recipes
+import stores
 from invariant.ranks import on_two_ranks
 from preceptor.stages import train
 from preceptor.stages.context import StageContext, run_directory
 from preceptor.stages.store import execute
-from preceptor.teachers.store import Store
 
 
 def quiet(line: str) -> None:
@@ -56,19 +56,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return on_two_ranks(on_rank, folder)
 
 
-def content(store: Path) -> dict[bytes, tuple[bytes, int]]:
-    opened = Store(store)
-    return {
-        shard.keys[row].tobytes(): (shard.row(row)[0].tobytes(), shard.row(row)[1])
-        for shard in opened._shards
-        for row in range(len(shard))
-    }
-
-
 def test_two_processes_write_what_one_does(folder: Path) -> None:
     two = folder / "two/r/st/store"
     assert {path.name for path in two.iterdir()} == {"manifest.json", "000-00000.safetensors", "001-00000.safetensors"}
-    assert content(two) == content(folder / "one/r/st/store")
+    assert stores.content(two) == stores.content(folder / "one/r/st/store")
     manifests = [json.loads((folder / f"{runs}/r/st/store/manifest.json").read_text()) for runs in ("one", "two")]
     for key in ("rows", "target_positions", "teacher", "tokenizer", "template", "seed"):
         assert manifests[0][key] == manifests[1][key]
@@ -101,4 +92,4 @@ def test_one_process_goes_on_where_two_were_stopped(folder: Path) -> None:
         "000-00000.safetensors",
         "000-00001.safetensors",
     }
-    assert content(store) == content(folder / "one/r/st/store")
+    assert stores.content(store) == stores.content(folder / "one/r/st/store")

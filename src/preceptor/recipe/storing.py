@@ -50,7 +50,7 @@ class StoreStage(Spec):
     """Divides the teacher's logits; the one temperature at which the store can be learned from."""
     batch_size: Whole1 = 8
     """Rows the teacher is run on at once; changes speed and memory only."""
-    shard_megabytes: Whole1 = 64
+    shard_megabytes: Whole1 = 128
     """Size of the files; a stopped stage goes on after the last whole one."""
 
     @property

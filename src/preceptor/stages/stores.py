@@ -11,13 +11,13 @@ from transformers import PreTrainedTokenizerBase
 
 from preceptor.distributed import from_main
 from preceptor.errors import InputError, InputErrors
-from preceptor.files import MANIFEST
+from preceptor.files import MANIFEST, is_store
 from preceptor.recipe import DistillStage, ModelSpec, StoreStage
 from preceptor.recipe.storing import follows_store, stored_by, unused_keys
 from preceptor.stages.context import StageContext, run_directory
 from preceptor.teachers import StoredTeacher
 from preceptor.teachers.store import expect
-from preceptor.teachers.store_files import check_files, is_store, read_manifest
+from preceptor.teachers.store_files import check_files, read_manifest
 from preceptor.teachers.store_modes import Mode, mode_of
 
 IDENTITY = "store"
@@ -50,6 +50,15 @@ def manifest_of(model: ModelSpec, folder: Path, context: StageContext) -> dict[s
     if stage is not None and (expected := _recorded(context, stage)) is not None:
         expect(folder, manifest, expected, f"stage {stage} recorded")
     return manifest
+
+
+def title_of(model: ModelSpec, context: StageContext) -> str:
+    """What a card calls a teacher: of a store, whose predictions it holds too."""
+    folder = stored_at(model, context)
+    if folder is None:
+        return model.title
+    manifest = read_manifest(folder)
+    return f"{model.title} (stored predictions of {manifest['teacher']['model']}, {manifest['mode']})"
 
 
 def open_store(

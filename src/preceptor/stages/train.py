@@ -31,6 +31,7 @@ from preceptor.stages.allocator import keep_large_blocks_apart
 from preceptor.stages.build import add_lora, build_terms, training_arguments
 from preceptor.stages.context import StageContext
 from preceptor.stages.encoding import stage_rows, stage_tokenizer
+from preceptor.stages.stores import title_of
 from preceptor.stages.teachers import build_teacher
 from preceptor.teachers import RoutedTeacher, StoredTeacher
 from preceptor.trainer import DistillationTrainer
@@ -257,7 +258,7 @@ def _save(
         kind=spec.kind,
         student=base,
         base_model=base if on_hub else None,
-        teacher=_teacher_names(spec),
+        teacher=_teacher_names(spec, context),
         data=spec.shares,
         losses=[term.model_dump(exclude_none=True) for term in spec.objective],
         training={**spec.training, "rows_per_step": spec.rows_per_step, "max_length": spec.max_length},
@@ -269,18 +270,20 @@ def _save(
     save_model(model, tokenizer, folder, dtype=dtype, state_dict=weights, card=card)
 
 
-def _teacher_names(spec: SftStage | DistillStage) -> str | dict[str, str] | None:
+def _teacher_names(spec: SftStage | DistillStage, context: StageContext) -> str | dict[str, str] | None:
     """What the card calls the teacher, or the teacher of each route."""
     if isinstance(spec, SftStage):
         return None
     if isinstance(spec.teacher, ModelSpec):
-        return spec.teacher.title
+        return title_of(spec.teacher, context)
     named = {
-        route: " + ".join(_share_name(share, len(shares)) for share in shares)
+        route: " + ".join(_share_name(share, len(shares), context) for share in shares)
         for route, shares in spec.teacher.routes.items()
     }
-    return named if spec.teacher.default is None else {**named, "other routes": spec.teacher.default.title}
+    default = spec.teacher.default
+    return named if default is None else {**named, "other routes": title_of(default, context)}
 
 
-def _share_name(share: ShareSpec, of: int) -> str:
-    return share.model.title if of == 1 else f"{share.weight:g} × {share.model.title}"
+def _share_name(share: ShareSpec, of: int, context: StageContext) -> str:
+    title = title_of(share.model, context)
+    return title if of == 1 else f"{share.weight:g} × {title}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from preceptor.teachers.store_files import Shard, check_files, job_of, read_mani
 from preceptor.teachers.store_modes import mode_of
 
 Bytes = npt.NDArray[np.uint8]
+# Shards mapped at once: each holds a file descriptor, of which a process often has no more than 1,024.
+_OPEN = 256
 
 # What an identity's field is called in a message. Nested ones hold a `sha256`, which alone decides.
 _NAMES = {
@@ -56,17 +59,18 @@ class Store:
             draws=self.manifest["draws"],
             k=self.manifest["k"],
         )
-        self._shards = [self._shard(name) for name in self.manifest["shards"]]
+        self._names = list(self.manifest["shards"])
+        self._shard = lru_cache(_OPEN)(self._opened)
+        keys = [np.array(self._shard(shard).keys[:, :8]) for shard in range(len(self._names))]
         # Rows in the order of the first 8 bytes of their keys: 20 bytes of memory a row, and no Python object.
-        prefix_R = np.concatenate(
-            [np.ascontiguousarray(shard.keys[:, :8]).view("<u8").ravel() for shard in self._shards]
-        )
-        shard_R = np.repeat(np.arange(len(self._shards), dtype=np.int32), [len(shard) for shard in self._shards])
-        row_R = np.concatenate([np.arange(len(shard)) for shard in self._shards])
+        prefix_R = np.concatenate(keys).view("<u8").ravel()
+        shard_R = np.repeat(np.arange(len(keys), dtype=np.int32), [len(each) for each in keys])
+        row_R = np.concatenate([np.arange(len(each)) for each in keys])
         order_R = np.argsort(prefix_R, kind="stable")
         self._prefix_R, self._shard_R, self._row_R = prefix_R[order_R], shard_R[order_R], row_R[order_R]
 
-    def _shard(self, name: str) -> Shard:
+    def _opened(self, number: int) -> Shard:
+        name = self._names[number]
         shard = Shard(self.folder / name)
         if shard.job != job_of(self.manifest):
             raise InputError(
@@ -81,7 +85,7 @@ class Store:
     def find(self, key: bytes, digest: bytes) -> tuple[int, int] | None:
         """Where a row is, learned at just these positions: shard and row number; None if it is not there."""
         for shard, row in self._with(key):
-            if bytes(self._shards[shard].digests[row]) == digest:
+            if bytes(self._shard(shard).digests[row]) == digest:
                 return shard, row
         return None
 
@@ -94,7 +98,7 @@ class Store:
         at = int(np.searchsorted(self._prefix_R, prefix))
         while at < len(self._prefix_R) and self._prefix_R[at] == prefix:
             shard, row = int(self._shard_R[at]), int(self._row_R[at])
-            if bytes(self._shards[shard].keys[row]) == key:
+            if bytes(self._shard(shard).keys[row]) == key:
                 yield shard, row
             at += 1
 
@@ -104,7 +108,7 @@ class Store:
 
     def read(self, places: Sequence[tuple[int, int]]) -> Stored:
         """What the teacher said of the rows at `places`, in that order."""
-        return self.mode.unpack([self._shards[shard].row(row) for shard, row in places])
+        return self.mode.unpack([self._shard(shard).row(row) for shard, row in places])
 
 
 def expect(folder: Path, manifest: Mapping[str, Any], expected: Mapping[str, Any], whose: str) -> None:

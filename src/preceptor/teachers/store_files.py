@@ -21,12 +21,11 @@ import numpy.typing as npt
 from safetensors.numpy import save
 
 from preceptor.errors import InputError
-from preceptor.files import MANIFEST, json_text, sha256_file, sha256_json, write_atomic
+from preceptor.files import MANIFEST, STORE_FORMAT, json_text, sha256_file, sha256_json, write_atomic
 from preceptor.models.headers import read_header
 from preceptor.teachers.store_rows import DIGEST_BYTES, KEY_BYTES
 
 _COUNTED = ("format", "version", "rows", "target_positions", "bytes", "shards")
-FORMAT = "preceptor teacher store"
 VERSION = 1
 SUFFIX = ".safetensors"
 _MEND = "copy the store again, or write it anew"
@@ -34,14 +33,6 @@ _PATIENCE = 600.0  # seconds after which even a small shard is written: no more 
 
 Identity = Mapping[str, Any]
 """What a store is of: mode, draws, k, temperature, seed, vocabulary, teacher, tokenizer, template, …"""
-
-
-def is_store(folder: Path) -> bool:
-    """Whether a folder is a finished store (saved models have a manifest too, of another form)."""
-    try:
-        return bool(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["format"] == FORMAT)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -57,7 +48,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"{where}: has no {MANIFEST}, so it is not finished or no store; run its stage to the end")
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        known = manifest["format"] == FORMAT
+        known = manifest["format"] == STORE_FORMAT
     except (ValueError, KeyError, TypeError):
         known = False
     if not known:
@@ -74,7 +65,7 @@ def write_manifest(folder: Path, identity: Identity, shards: Mapping[str, Mappin
     """Finishes a store: from here on it can be read. Returns the manifest."""
     named = {name: dict(shards[name]) for name in sorted(shards)}
     totals = {key: sum(int(each[key]) for each in named.values()) for key in ("rows", "target_positions", "bytes")}
-    manifest = {"format": FORMAT, "version": VERSION, **identity, **totals, "shards": named}
+    manifest = {"format": STORE_FORMAT, "version": VERSION, **identity, **totals, "shards": named}
     write_atomic(folder / MANIFEST, json_text(manifest))
     return manifest
 
@@ -134,7 +125,7 @@ class Shard:
 class ShardWriter:
     """Writes one process's rows of a job as shards of about `shard_bytes`."""
 
-    def __init__(self, folder: Path, identity: Identity, *, rank: int = 0, shard_bytes: int = 64 << 20) -> None:
+    def __init__(self, folder: Path, identity: Identity, *, rank: int = 0, shard_bytes: int = 128_000_000) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.job, self.rank, self.shard_bytes = folder, job_of(identity), rank, shard_bytes
         self.written: dict[str, dict[str, Any]] = {}
@@ -172,7 +163,7 @@ class ShardWriter:
                 "digests": np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES),
                 "data": np.frombuffer(b"".join(data), np.uint8),
             },
-            metadata={"format": FORMAT, "job": self.job},
+            metadata={"format": STORE_FORMAT, "job": self.job},
         )
         name = f"{self.rank:03d}-{self._number:05d}{SUFFIX}"
         write_atomic(self.folder / name, content)

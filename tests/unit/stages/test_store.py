@@ -11,13 +11,13 @@ import pytest
 
 import preceptor
 import stored_recipes
+import stores
 from preceptor.errors import InputError, RunFailed
 from preceptor.identity import Hashes, stage_identities
 from preceptor.plan import plan, render
 from preceptor.recipe import ModelSpec, Recipe
 from preceptor.stages.context import StageContext, run_directory
 from preceptor.stages.stores import stored_at
-from preceptor.teachers.store import Store
 
 
 def quiet(line: str) -> None:
@@ -42,15 +42,6 @@ def run(made: Path, tmp_path: Path) -> Path:
 
 def again(folder: Path, **changes: Any) -> Recipe:
     return stored_recipes.recipe(folder, **changes)
-
-
-def content(folder: Path) -> dict[bytes, tuple[bytes, int]]:
-    store = Store(folder)
-    return {
-        shard.keys[row].tobytes(): (shard.row(row)[0].tobytes(), shard.row(row)[1])
-        for shard in store._shards
-        for row in range(len(shard))
-    }
 
 
 def test_a_student_learns_what_the_live_teacher_teaches(run: Path) -> None:
@@ -85,7 +76,7 @@ def test_what_the_stage_reports(made: Path) -> None:
 
 def test_the_card_names_the_store(run: Path) -> None:
     preceptor.run(again(run), log=quiet)
-    assert "`stage:st`" in (run / "runs/r/kd/model/README.md").read_text()
+    assert "`stage:st (stored predictions of stage:teacher, sample)`" in (run / "runs/r/kd/model/README.md").read_text()
 
 
 def test_a_store_by_its_folder(run: Path) -> None:
@@ -132,7 +123,7 @@ def test_a_killed_stage_goes_on_and_ends_the_same(made: Path, run: Path, monkeyp
     said: list[str] = []
     preceptor.run(again(run, store=small), only="st", log=said.append)
     assert "st: goes on after 16 of 40 rows" in said
-    assert content(run / "runs/r/st/store") == content(made / "runs/r/st/store")
+    assert stores.content(run / "runs/r/st/store") == stores.content(made / "runs/r/st/store")
 
 
 def test_what_makes_it_another_store(made: Path) -> None:
@@ -169,7 +160,7 @@ def test_plan_says_what_it_will_take_and_what_it_holds(made: Path, tmp_path: Pat
     assert done["stages"]["kd"]["models"]["teacher"]["parameters"].startswith("stored (sample): 40 rows, 1,014 targets")
     assert done["stages"]["st"]["targets"] == 1014
     low, high = done["stages"]["st"]["bytes"]
-    data = sum(len(each) for each, _ in content(made / "runs/r/st/store").values())
+    data = sum(len(each) for each, _ in stores.content(made / "runs/r/st/store").values())
     assert low <= data <= high
     assert "the store: 1,014 targets" in render(done)
     early = plan(stored_recipes.recipe(tmp_path), log=quiet)

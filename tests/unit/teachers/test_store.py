@@ -14,10 +14,11 @@ import torch
 import stores
 import toys
 from preceptor.errors import InputError
+from preceptor.files import is_store
 from preceptor.stored_signals import SampledTokens, Stored, TopTokens, WholeDistributions
 from preceptor.teachers import ModelTeacher
 from preceptor.teachers.store import Store, expect
-from preceptor.teachers.store_files import ShardWriter, clean, is_store, rows_of, write_manifest
+from preceptor.teachers.store_files import ShardWriter, clean, rows_of, write_manifest
 from preceptor.teachers.store_modes import SampleMode
 from preceptor.teachers.store_report import info, verify
 from preceptor.teachers.store_rows import row_key, target_digest, uniforms
@@ -43,11 +44,7 @@ def arrays(stored: Stored) -> dict[str, Any]:
 def content(folder: Path) -> dict[bytes, dict[str, Any]]:
     """By key, what each row of a store says."""
     store = Store(folder)
-    return {
-        shard.keys[row].tobytes(): arrays(store.read([(number, row)]))
-        for number, shard in enumerate(store._shards)
-        for row in range(len(shard))
-    }
+    return {key: arrays(store.read([place])) for key, place in stores.keys(store).items()}
 
 
 # --- what comes back ------------------------------------------------------------------------------------------------
@@ -124,6 +121,15 @@ def test_batches_shards_and_order_do_not_matter(name: str, tmp_path: Path, teach
             assert many[key] == said
         for field, values in said.items():
             np.testing.assert_allclose(many[key][field], values, atol=1e-3)
+
+
+def test_more_shards_than_are_held_open(
+    tmp_path: Path, teacher: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = content(stores.write(tmp_path / "s", teacher, rows(), batch=1, shard_bytes=1))
+    monkeypatch.setattr("preceptor.teachers.store._OPEN", 2)
+    assert content(tmp_path / "s") == whole
+    assert len(whole) == 7
 
 
 def test_one_row_learned_in_two_ways_is_two_rows(tmp_path: Path, teacher: torch.nn.Module) -> None:
