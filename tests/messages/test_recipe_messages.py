@@ -74,18 +74,18 @@ CASES: dict[str, tuple[str, str, str]] = {
     "unknown kind": (
         "kind: distill",
         "kind: distil",
-        "12: stages.kd.kind is 'distil'; write init, compose, merge, sft, distill, generate or evaluate "
+        "12: stages.kd.kind is 'distil'; write init, compose, merge, sft, distill, generate, store or evaluate "
         "(did you mean 'distill'?)",
     ),
     "kind of a later version": (
         "kind: generate",
-        "kind: store",
-        "19: stages.stories.kind is 'store'; write init, compose, merge, sft, distill, generate or evaluate",
+        "kind: align",
+        "19: stages.stories.kind is 'align'; write init, compose, merge, sft, distill, generate, store or evaluate",
     ),
     "no kind": (
         "    kind: generate\n",
         "",
-        "18: stages.stories has no kind; add kind: init, compose, merge, sft, distill, generate or evaluate",
+        "18: stages.stories has no kind; add kind: init, compose, merge, sft, distill, generate, store or evaluate",
     ),
     "unknown term": (
         "{kind: logits}",
@@ -474,7 +474,7 @@ USAGE = {
     ("--help",): 0,
     ("--version",): 0,
     ("run", "--help"): 0,
-    ("rnu",): "error: preceptor: 'rnu' is no command (did you mean 'run'?); write demo, run or plan, and see "
+    ("rnu",): "error: preceptor: 'rnu' is no command (did you mean 'run'?); write demo, run, plan or store, and see "
     "preceptor --help\n",
     ("run",): "error: preceptor run: no recipe is given; write preceptor run RECIPE with the path of a YAML file\n",
     ("run", "recipe.yaml", "--onyl", "kd"): "error: preceptor run: unrecognized arguments: --onyl kd; see preceptor "

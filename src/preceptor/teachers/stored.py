@@ -148,7 +148,7 @@ def _segments(batch: TokenBatch) -> list[_Segment]:
     for ids_S, segment_S, target_S in zip(ids_BS, segment_BS, target_BS, strict=True):
         edges = [0, *(np.flatnonzero(np.diff(segment_S)) + 1).tolist(), len(segment_S)]
         for start, stop in pairwise(edges):
-            if segment_S[start] >= 0 and target_S[start:stop].any():
+            if target_S[start:stop].any():
                 found.append(_Segment(ids_S[start:stop], np.flatnonzero(target_S[start:stop])))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import stores
 import toys
 from preceptor.data.chat import EncodedRow
 from preceptor.errors import InputError
+from preceptor.kernels.linear_loss import linear_loss
 from preceptor.objective import Attention, Logits, NextToken, Objective
 from preceptor.signals import Needs, Teacher, TokenBatch
 from preceptor.stored_signals import SampledTokens
@@ -90,19 +92,34 @@ def test_stored_and_live_teachers_side_by_side(sampled: Path, live: Any) -> None
     rows, routes = [ROWS[i] for i in (0, 1, 3, 4, 5, 6)], [0, 1, 0, 1, 0, 1]
     names = ("shop", "general")
     batch = toys.batch([[row] for row in rows], routes=routes)
-    routed = RoutedTeacher({"shop": stored, "general": other}, route_names=names)
+    routed = RoutedTeacher({"shop": other, "general": stored}, route_names=names)
     value, grads = step(routed, [batch], Objective([Logits()], route_names=names))
     alone = [
         step(teacher, [toys.batch([[row] for row, own in zip(rows, routes) if own == route])], Objective([Logits()]))
-        for route, teacher in enumerate((stored, other))
+        for route, teacher in enumerate((other, stored))
     ]
     assert value == pytest.approx(sum(each[0] for each in alone), rel=1e-6)
     for name, grad in grads.items():
         torch.testing.assert_close(grad, alone[0][1][name] + alone[1][1][name], rtol=1e-5, atol=1e-7)
-    both = RoutedTeacher({"shop": [(stored, 0.25), (other, 0.75)], "general": other}, route_names=names)
+    both = RoutedTeacher({"general": [(stored, 0.25), (other, 0.75)], "shop": other}, route_names=names)
     shared, _ = step(both, [batch], Objective([Logits()], route_names=names))
-    of_other, _ = step(other, [batch.select(torch.tensor([0, 2, 4]))], Objective([Logits()], route_names=names))
-    assert shared == pytest.approx(0.25 * alone[0][0] + 0.75 * of_other + alone[1][0], rel=1e-6)
+    of_other, _ = step(other, [batch.select(torch.tensor([1, 3, 5]))], Objective([Logits()], route_names=names))
+    assert shared == pytest.approx(0.25 * alone[1][0] + 0.75 * of_other + alone[0][0], rel=1e-6)
+
+
+def test_chunks_of_logits_change_nothing(sampled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few positions at a time, cut across rows and teachers."""
+    live = ModelTeacher(toys.mistral(2, torch.float64))
+    names = ("shop", "general")
+    teacher = RoutedTeacher({"shop": live, "general": StoredTeacher(sampled)}, route_names=names)
+    batch = toys.batch([[ROWS[i]] for i in (0, 1, 3, 4, 5, 6)], routes=[0, 1, 0, 1, 1, 1])
+    wanted, grads = step(teacher, [batch], Objective([NextToken(), Logits()], route_names=names))
+    small = partial(linear_loss, chunk_elements=3 * toys.VOCABULARY)
+    monkeypatch.setattr("preceptor.objective.inside.linear_loss", small)
+    value, chunked = step(teacher, [batch], Objective([NextToken(), Logits()], route_names=names))
+    assert value == pytest.approx(wanted, rel=1e-9)
+    for name, grad in grads.items():
+        torch.testing.assert_close(chunked[name], grad, rtol=1e-7, atol=1e-9)
 
 
 def test_no_tensor_as_wide_as_the_vocabulary_is_read(sampled: Path) -> None:
