@@ -169,7 +169,8 @@ class _Planner:
         if tokenizer is None:
             after = self._after(str(stage_of(stage.student.path)))
             return {"data": dict.fromkeys(stage.dataset_names, after)}
-        found, prepared = self._rows(stage, tokenizer, stage.teacher)
+        loaded = stage.teacher if isinstance(stage.teacher, ModelSpec) else None
+        found, prepared = self._rows(stage, tokenizer, loaded)
         if len(prepared) < len(stage.dataset_names):
             return found
         from preceptor.stages.stores import mode_for
@@ -202,7 +203,7 @@ class _Planner:
 
         stage = self.recipe.stages.get(stage_of(teacher.path) or "")
         if isinstance(stage, StoreStage) and stage_of(teacher.path) not in self.done:
-            return self._template(stage.teacher)
+            return self._template(stage.teacher) if isinstance(stage.teacher, ModelSpec) else None
         folder = stored_at(teacher, self.context)
         if folder is None:
             return self._tokenizer(teacher)

@@ -37,7 +37,10 @@ def models_of(stage: Stage) -> dict[KeyPath, ModelSpec]:
     if isinstance(stage, SftStage | GenerateStage):
         return {("model",): stage.model}
     if isinstance(stage, StoreStage):
-        return {("teacher",): stage.teacher, ("student",): stage.student}
+        loaded: dict[KeyPath, ModelSpec] = {}
+        if isinstance(stage.teacher, ModelSpec):
+            loaded["teacher",] = stage.teacher
+        return {**loaded, ("student",): stage.student}
     if isinstance(stage, ComposeStage):
         base: dict[KeyPath, ModelSpec] = {} if stage.base is None or stage.averaged else {("base",): stage.base}
         return {**{("experts", i): model for i, model in enumerate(stage.experts)}, **base}

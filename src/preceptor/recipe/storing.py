@@ -20,9 +20,11 @@ from preceptor.recipe.base import (
     stage_of,
     whole,
 )
+from preceptor.recipe.evaluating import Scored
 from preceptor.recipe.models import Model, ModelSpec
 from preceptor.recipe.objective import AttentionSpec, LogitsSpec, TermSpec
 from preceptor.recipe.routes import RoutesSpec
+from preceptor.recipe.suites import EndpointSpec
 from preceptor.recipe.training import DistillStage
 
 MODES = ("sample", "topk", "full")
@@ -32,7 +34,8 @@ class StoreStage(Spec):
     """A teacher is run once on all rows of datasets, and what it predicts at their targets is kept on disk."""
 
     kind: Literal["store"]
-    teacher: Model
+    teacher: Scored
+    """A model, or `endpoint` and `model` of one that vLLM serves (mode topk, temperature 1)."""
     student: Model
     """Whose tokenizer and chat template the rows are encoded with; of its weights nothing is read."""
     data: TextOrList
@@ -65,6 +68,15 @@ class StoreStage(Spec):
                 raise broken_rule(
                     f"{key} is for mode: {mode}, and the mode is {self.mode}; remove it, or change the mode"
                 )
+        if isinstance(self.teacher, EndpointSpec) and self.mode != "topk":
+            raise broken_rule(
+                f"mode is {self.mode}, and a served teacher tells its most probable tokens only; write mode: topk"
+            )
+        if isinstance(self.teacher, EndpointSpec) and self.temperature != 1.0:
+            raise broken_rule(
+                f"temperature is {self.temperature:g}, and a served teacher's log-probabilities are unscaled whatever "
+                "temperature is asked for; write temperature: 1, or load the teacher here"
+            )
         return self
 
 

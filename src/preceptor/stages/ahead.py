@@ -64,9 +64,8 @@ def _together(stage: Stage, context: StageContext, where: str) -> list[str]:
     if isinstance(stage, DistillStage):
         errors += _found(f"{where}.", lambda given: ahead_check("stored")(given, context), stage)
     if isinstance(stage, DistillStage | StoreStage):
-        teachers = stage.teachers if isinstance(stage, DistillStage) else {("teacher",): stage.teacher}
-        for key, teacher in teachers.items():
-            if _is_stored(key, teacher, context):
+        for key, teacher in models_of(stage).items():
+            if key == ("student",) or _is_stored(key, teacher, context):
                 continue
             if (pair := _made(context, [stage.student, teacher])) is not None:
                 route = "" if len(key) == 1 else f".{_dotted(key)}"  # of several teachers it matters which one

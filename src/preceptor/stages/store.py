@@ -6,8 +6,9 @@ whole shard, with as many processes as there are then. What is kept of a row doe
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,13 +16,18 @@ import torch
 from preceptor.distributed import from_main, is_main, rank, to_main, world_size
 from preceptor.errors import InputError
 from preceptor.evaluation.measure import by_length
+from preceptor.files import sha256_json
 from preceptor.models.fingerprint import model_facts
 from preceptor.models.load import load_model
 from preceptor.models.tokenizers import check_tokenizer_fits, template_facts, tokenizer_facts
+from preceptor.recipe import EndpointSpec, ModelSpec, expand
+from preceptor.recipe.base import KeyPath
 from preceptor.stages.encoding import stage_rows, stage_tokenizer
 from preceptor.stages.stores import IDENTITY, mode_for
 from preceptor.teachers import ModelTeacher
+from preceptor.teachers.served import ServedTeacher
 from preceptor.teachers.store_files import ShardWriter, clean, rows_of, write_manifest
+from preceptor.teachers.store_modes import TopMode
 from preceptor.teachers.store_report import measured, summary
 from preceptor.teachers.store_writer import StoredRow, store_batch
 
@@ -41,7 +47,10 @@ def execute(spec: StoreStage, context: StageContext) -> dict[str, Any]:
         InputError: whatever loading models and data refuses.
     """
     student = context.resolve_model(spec.student)
-    tokenizer = stage_tokenizer(student, {("teacher",): spec.teacher}, context)
+    loaded: dict[KeyPath, ModelSpec] = {}
+    if isinstance(spec.teacher, ModelSpec):
+        loaded["teacher",] = spec.teacher
+    tokenizer = stage_tokenizer(student, loaded, context)
     rows = _rows(spec, tokenizer, context)
     identity = _identity(spec, tokenizer, context)
     folder = context.directory / "store"
@@ -83,7 +92,6 @@ def _rows(spec: StoreStage, tokenizer: PreTrainedTokenizerBase, context: StageCo
 
 def _identity(spec: StoreStage, tokenizer: PreTrainedTokenizerBase, context: StageContext) -> dict[str, Any]:
     """What the store is of: whatever its content or its use depends on."""
-    teacher = context.resolve_model(spec.teacher)
     return {
         "mode": spec.mode,
         "draws": spec.draws if spec.mode == "sample" else None,
@@ -94,10 +102,17 @@ def _identity(spec: StoreStage, tokenizer: PreTrainedTokenizerBase, context: Sta
         "max_length": spec.max_length,
         "targets": spec.targets,
         "data": spec.dataset_names,
-        "teacher": {**from_main(lambda: model_facts(teacher)), "model": spec.teacher.title},
+        "teacher": {**from_main(lambda: _teacher_facts(spec.teacher, context)), "model": spec.teacher.title},
         "tokenizer": tokenizer_facts(tokenizer),
         "template": template_facts(tokenizer),
     }
+
+
+def _teacher_facts(teacher: ModelSpec | EndpointSpec, context: StageContext) -> dict[str, Any]:
+    """Of a served teacher its name and address stand for its weights, which nobody here can read."""
+    if isinstance(teacher, ModelSpec):
+        return model_facts(context.resolve_model(teacher))
+    return {"sha256": sha256_json([teacher.endpoint, teacher.model])}
 
 
 def _recorded(identity: dict[str, Any]) -> dict[str, Any]:
@@ -113,19 +128,45 @@ def _write(
     writer: ShardWriter,
 ) -> float:
     """Runs the teacher on this process's batches; returns how many seconds that took, loading left out."""
-    teacher = _teacher(spec, context, tokenizer)
-    mode = mode_for(spec, tokenizer)
-    assert isinstance(tokenizer.pad_token_id, int)
+    store = _stores(spec, context, tokenizer, writer)
     progress = _Progress(context, sum(len(row.positions) for batch in batches for row in batch))
     for batch in batches:
-        store_batch(teacher, batch, mode, writer, seed=context.seed, pad_token_id=tokenizer.pad_token_id)
+        store(batch)
         progress.add(sum(len(row.positions) for row in batch))
     writer.flush()
     return progress.seconds
 
 
-def _teacher(spec: StoreStage, context: StageContext, tokenizer: PreTrainedTokenizerBase) -> ModelTeacher:
-    resolved = context.resolve_model(spec.teacher)
+def _stores(
+    spec: StoreStage, context: StageContext, tokenizer: PreTrainedTokenizerBase, writer: ShardWriter
+) -> Callable[[Sequence[StoredRow]], None]:
+    """What runs the teacher on a batch, or asks its server."""
+    mode = mode_for(spec, tokenizer)
+    if isinstance(spec.teacher, ModelSpec):
+        teacher, pad_token_id = _teacher(spec.teacher, context, tokenizer), tokenizer.pad_token_id
+        assert isinstance(pad_token_id, int)
+        return lambda rows: store_batch(teacher, rows, mode, writer, seed=context.seed, pad_token_id=pad_token_id)
+    assert isinstance(mode, TopMode)
+    served = _served(spec.teacher, f"stages.{context.name}.teacher")
+    return lambda rows: served.store(rows, mode, writer, lambda token: str(tokenizer.decode([token])))
+
+
+def _served(spec: EndpointSpec, where: str) -> ServedTeacher:
+    key = None
+    if spec.key_env is not None and (key := os.environ.get(spec.key_env)) is None:
+        raise InputError(f"{where}.key_env: {spec.key_env} is not set; export {spec.key_env} first")
+    return ServedTeacher(
+        expand(spec.endpoint),
+        spec.model,
+        key=key,
+        timeout=spec.timeout,
+        retries=spec.retries,
+        concurrency=spec.concurrency,
+    )
+
+
+def _teacher(spec: ModelSpec, context: StageContext, tokenizer: PreTrainedTokenizerBase) -> ModelTeacher:
+    resolved = context.resolve_model(spec)
     model = load_model(resolved, role="teacher")
     check_tokenizer_fits(tokenizer, model)
     head = model.get_output_embeddings()
@@ -138,7 +179,7 @@ def _teacher(spec: StoreStage, context: StageContext, tokenizer: PreTrainedToken
         device = torch.device("cuda", rank() % torch.cuda.device_count())
         torch.cuda.set_device(device)
         model = model.to(device)
-    return ModelTeacher(model, name=f"teacher {spec.teacher.title}")
+    return ModelTeacher(model, name=f"teacher {spec.title}")
 
 
 class _Progress:

@@ -1,0 +1,179 @@
+"""A teacher too big to load here, served by vLLM: the most probable tokens at each position of a prompt.
+
+vLLM's completions API answers `prompt_logprobs: k` with the k most probable tokens at each position of the prompt that
+it was given (as token ids), and the token that is there. Those log-probabilities are of unscaled logits whatever
+temperature is asked for, so that only temperature 1 can be stored.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from preceptor.errors import InputError, shown
+from preceptor.teachers.store_files import ShardWriter
+from preceptor.teachers.store_modes import TopMode
+from preceptor.teachers.store_writer import StoredRow
+
+_WORDS = 300  # characters of the server's own words in a message
+_LONGEST_PAUSE = 30.0
+
+Array = npt.NDArray[Any]
+
+
+class ServedTeacher:
+    """A model behind `endpoint`, an OpenAI-compatible base URL of a vLLM server.
+
+    Args:
+        endpoint: such as http://127.0.0.1:8000/v1.
+        model: its name there.
+        key: sent as a bearer token, and in no message.
+        timeout: seconds one request may take.
+        retries: further attempts after 429, 5xx, a time-out or a lost connection.
+        concurrency: requests under way at once.
+
+    Raises:
+        InputError: for an address that is not http or https.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        model: str,
+        *,
+        key: str | None = None,
+        timeout: float = 120.0,
+        retries: int = 6,
+        concurrency: int = 8,
+    ) -> None:
+        if not endpoint.startswith(("http://", "https://")):
+            raise InputError(f"teacher: the endpoint {shown(endpoint)} is no address; write http://HOST:PORT/v1")
+        self.url = f"{endpoint.rstrip('/')}/completions"
+        self.model, self.concurrency = model, concurrency
+        self._key, self._timeout, self._retries = key, timeout, retries
+        # A redirect would take the key along to another host.
+        self._opener = urllib.request.build_opener(_NoRedirect)
+
+    def store(self, rows: Sequence[StoredRow], mode: TopMode, writer: ShardWriter, spell: Callable[[int], str]) -> None:
+        """Asks about `rows`, several at once, and gives what the teacher says at their targets to `writer`.
+
+        Args:
+            rows: what to ask about.
+            mode: top tokens at temperature 1.
+            writer: of the store.
+            spell: a token of the student's tokenizer as text, compared with the server's.
+
+        Raises:
+            InputError: the server refuses the request, or its tokens are not the student's.
+            RuntimeError: it does not answer.
+        """
+        assert mode.temperature == 1.0
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            answers = list(pool.map(lambda row: self._ask(row.encoded.input_ids.tolist(), mode.kept), rows))
+        for row, answer in zip(rows, answers, strict=True):
+            self._check_tokens(row, answer, spell)
+            taken = _taken([answer[position + 1] for position in row.positions], mode, self.url)
+            writer.add(row.key, row.digest, len(row.positions), mode.pack(taken))
+        writer.flush_if_due()
+
+    def _ask(self, ids: list[int], k: int) -> list[dict[str, Any]]:
+        """By position of the prompt, {token id: {"logprob", "decoded_token", …}}; nothing at the first."""
+        body = {"model": self.model, "prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": k}
+        for attempt in range(self._retries + 1):
+            if attempt:
+                time.sleep(min(2.0 ** (attempt - 1), _LONGEST_PAUSE))
+            try:
+                reply = self._post(body)
+            except urllib.error.HTTPError as error:
+                said = self._masked(error.read(4096).decode(errors="replace"))
+                if error.code in (401, 403):
+                    raise InputError(
+                        f"teacher {self.model} at {self.url}: refuses the key ({error.code}); set `key_env` to the "
+                        "variable that holds it"
+                    ) from None
+                if error.code != 429 and error.code < 500:
+                    raise InputError(
+                        f"teacher {self.model} at {self.url}: refuses a row of {len(ids)} tokens ({error.code}: {said})"
+                        "; start vLLM with --max-logprobs of at least `k` and a context longer than `max_length`"
+                    ) from None
+                last = f"{error.code}: {said}"
+            except (OSError, ValueError) as error:  # no connection, a time-out, a reply that is no JSON
+                last = self._masked(f"{type(error).__name__}: {error}")
+            else:
+                return self._read(reply, len(ids))
+        raise RuntimeError(f"teacher {self.model} at {self.url} does not answer ({last})")
+
+    def _post(self, body: Mapping[str, Any]) -> Any:
+        headers = {"Content-Type": "application/json"}
+        if self._key is not None:
+            headers["Authorization"] = f"Bearer {self._key}"
+        request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
+        with self._opener.open(request, timeout=self._timeout) as reply:
+            return json.load(reply)
+
+    def _read(self, reply: Any, count: int) -> list[dict[str, Any]]:
+        try:
+            said = reply["choices"][0]["prompt_logprobs"]
+        except (KeyError, IndexError, TypeError):
+            said = None
+        if not isinstance(said, list) or len(said) != count:
+            raise InputError(
+                f"teacher {self.model} at {self.url}: answers without `prompt_logprobs` for each token of the prompt; "
+                "serve it with vLLM's OpenAI-compatible server"
+            )
+        return [each or {} for each in said]
+
+    def _check_tokens(self, row: StoredRow, answer: list[dict[str, Any]], spell: Callable[[int], str]) -> None:
+        """Makes sure that the server means the same tokens: by their text, where that is plain."""
+        differ, compared = [], 0
+        for position, token in enumerate(row.encoded.input_ids.tolist()):
+            ours = spell(token).strip()
+            theirs = answer[position].get(str(token), {}).get("decoded_token")
+            if position and theirs is not None and ours.isascii() and ours.isalnum():
+                compared += 1
+                # Tokenizers mark a leading space in their own ways.
+                if ours != str(theirs).strip(" \u2581\u0120"):
+                    differ.append((token, ours, theirs))
+        if 2 * len(differ) > compared:
+            token, ours, theirs = differ[0]
+            raise InputError(
+                f"teacher {self.model} at {self.url}: token {token} is {shown(theirs)} there and {shown(ours)} in the "
+                "student's tokenizer; distil between models of one tokenizer"
+            )
+
+    def _masked(self, text: str) -> str:
+        text = " ".join(text.split())
+        return (text if self._key is None else text.replace(self._key, "***"))[:_WORDS]
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
+def _taken(positions: Sequence[Mapping[str, Any]], mode: TopMode, url: str) -> tuple[Array, Array, Array]:
+    """What `TopMode.take` gives of logits, of a server's answers: ids, log-probabilities, log of the rest's mass."""
+    K = mode.kept
+    ids = np.zeros((len(positions), K), dtype=np.int32)
+    log_probs = np.zeros((len(positions), K))
+    for i, said in enumerate(positions):
+        found = sorted(((float(each["logprob"]), int(token)) for token, each in said.items()), reverse=True)[:K]
+        if len(found) < K or any(token >= mode.vocabulary for _, token in found):
+            raise InputError(
+                f"teacher at {url}: gives {len(found)} tokens of {K} at a position, or tokens beyond the student's "
+                f"{mode.vocabulary:,}; start vLLM with --max-logprobs {K}, and give a student of its tokenizer"
+            )
+        log_probs[i], ids[i] = zip(*found, strict=True)
+    mass = np.exp(log_probs).sum(1)
+    # Rounded by the server, the kept mass may reach 1: then the rest has none.
+    tail = [math.log1p(-each) if each < 1 else -math.inf for each in mass]
+    return ids, np.maximum(log_probs, -65504.0).astype(np.float16), np.array(tail, dtype=np.float32)
