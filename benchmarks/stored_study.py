@@ -55,7 +55,7 @@ def stories(folder: Path, seed: int, steps: int) -> tuple[dict[str, Any], dict[s
     """As `pocket`, the student a trained one; the teacher writes the rows first."""
     weights = Path(os.environ["PRECEPTOR_DATA"]) / "weights"
     teacher = {"path": str(weights / "tinystories-bitnet-3M-hf")}
-    write = {"kind": "generate", "model": teacher, "rows": 1150, "max_new_tokens": 200, "batch_size": 64}
+    write = {"kind": "generate", "model": teacher, "rows": 750, "max_new_tokens": 100, "batch_size": 64}
     done = run({"name": "rows", "seed": seed, "stages": {"written": write}}, folder)
     rows = (Path(done["directory"]) / "written" / "rows.jsonl").read_text().splitlines(keepends=True)
     (folder / "test.jsonl").write_text("".join(rows[:150]))

@@ -123,6 +123,23 @@ CASES: dict[str, tuple[str, str, str]] = {
         "teacher: {path: stage:st, dtype: float32}",
         "11: stages.kd.teacher.dtype is of no use to 'stage:st', which is stored; remove it",
     ),
+    "a served teacher without its name": (
+        "teacher: ./big, student",
+        "teacher: {endpoint: http://127.0.0.1:8000/v1, modle: big}, student",
+        "7: stages.st.teacher.model is missing; add it",
+    ),
+    "a served teacher's draws": (
+        "teacher: ./big, student",
+        "teacher: {endpoint: http://127.0.0.1:8000/v1, model: big}, student",
+        "7: stages.st is wrong: mode is sample, and a served teacher tells its most probable tokens only; write "
+        "mode: topk",
+    ),
+    "a served teacher at another temperature": (
+        "teacher: ./big, student",
+        "mode: topk, temperature: 2.0, teacher: {endpoint: http://127.0.0.1:8000/v1, model: big}, student",
+        "7: stages.st is wrong: temperature is 2, and a served teacher's log-probabilities are unscaled whatever "
+        "temperature is asked for; write temperature: 1, or load the teacher here",
+    ),
     "a store that comes later": (
         f"stages:\n{STORE}\n",
         "stages:\n",
@@ -161,7 +178,10 @@ def test_wrong_recipes(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[
         )
         (tmp_path / "r.yaml").write_text(text)
     assert main(["plan", str(tmp_path / "r.yaml")]) == 2
-    assert capsys.readouterr().err.splitlines() == [f"error: {tmp_path}/r.yaml:{sentence}"]
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == f"error: {tmp_path}/r.yaml:{sentence}"
+    # Of the served teacher without a name, the key that was meant for it is told of too.
+    assert len(said) == (2 if "modle" in new else 1)
 
 
 def test_the_good_one_is_good() -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Discriminator, Tag, model_validator
 
 from preceptor.recipe.base import (
     KeyPath,
@@ -20,13 +20,20 @@ from preceptor.recipe.base import (
     stage_of,
     whole,
 )
-from preceptor.recipe.evaluating import Scored
 from preceptor.recipe.models import Model, ModelSpec
 from preceptor.recipe.objective import AttentionSpec, LogitsSpec, TermSpec
 from preceptor.recipe.routes import RoutesSpec
 from preceptor.recipe.suites import EndpointSpec
 from preceptor.recipe.training import DistillStage
 
+
+def _is_served(value: Any) -> str:
+    given = isinstance(value, EndpointSpec) or (isinstance(value, dict) and "endpoint" in value)
+    return "served" if given else "loaded"
+
+
+Asked = Annotated[Annotated[Model, Tag("loaded")] | Annotated[EndpointSpec, Tag("served")], Discriminator(_is_served)]
+"""A teacher that is loaded here, or one that is served."""
 MODES = ("sample", "topk", "full")
 
 
@@ -34,7 +41,7 @@ class StoreStage(Spec):
     """A teacher is run once on all rows of datasets, and what it predicts at their targets is kept on disk."""
 
     kind: Literal["store"]
-    teacher: Scored
+    teacher: Asked
     """A model, or `endpoint` and `model` of one that vLLM serves (mode topk, temperature 1)."""
     student: Model
     """Whose tokenizer and chat template the rows are encoded with; of its weights nothing is read."""
