@@ -17,22 +17,9 @@ from preceptor import __version__
 from preceptor.errors import InputError
 from preceptor.files import json_text, sha256_file, write_atomic
 from preceptor.pocket.figures import draw_exact_match, draw_gradient_norms, draw_losses, draw_retention, read_metrics
+from preceptor.pocket.methods import APART, EXPERT, FEW_ROWS, METHODS, REFERENCE, TEACHER, Part
 from preceptor.pocket.side_by_side import Job, run_side_by_side, workers_for
-from preceptor.pocket.study import (
-    APART,
-    EXPERT,
-    FEW_ROWS,
-    FIRST_SEED,
-    METHODS,
-    NOISE,
-    REFERENCE,
-    SCORES,
-    STUDENT,
-    TEACHER,
-    Part,
-    Size,
-    write_study,
-)
+from preceptor.pocket.study import FIRST_SEED, NOISE, SCORES, STUDENT, Size, write_study
 from preceptor.pocket.summary import alignment_table, distillation_table, summarise
 from preceptor.pocket.worker import stage_directory
 from preceptor.recipe import load_recipe

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure  # pyplot would choose a backend for the whole process
 
-from preceptor.pocket.study import DISTILLED, EXPERT, REFERENCE
+from preceptor.pocket.methods import DISTILLED, EXPERT, REFERENCE
 from preceptor.pocket.summary import TITLES, pareto_front
 
 # Okabe and Ito's palette, which stays apart for colour-blind readers.

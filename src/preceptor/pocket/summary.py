@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student_t
 
-from preceptor.pocket.study import DISTILLED, METHODS, REFERENCE
+from preceptor.pocket.methods import DISTILLED, METHODS, REFERENCE
 from preceptor.pocket.tasks import TASKS
 
 BASELINE = "sft"

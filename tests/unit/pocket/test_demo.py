@@ -10,8 +10,9 @@ import yaml
 
 from preceptor.errors import InputError
 from preceptor.pocket.demo import main
+from preceptor.pocket.methods import APART, DISTILLED, METHODS, TEACHER
 from preceptor.pocket.shop import SHOP, make_shop_rows
-from preceptor.pocket.study import APART, DISTILLED, METHODS, NOISE, TEACHER, Size, study_recipe, write_study
+from preceptor.pocket.study import NOISE, Size, study_recipe, write_study
 from preceptor.pocket.tasks import TASKS, make_rows
 from preceptor.pocket.worker import run_stage
 from preceptor.recipe import load_recipe

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from preceptor.pocket.methods import DISTILLED, METHODS
 from preceptor.pocket.shop import SHOP
-from preceptor.pocket.study import ALIGNED, DISTILLED
 from preceptor.pocket.summary import (
     TITLES,
     alignment_table,
@@ -95,5 +95,6 @@ def test_the_tables_have_a_line_per_task_and_a_line_per_aligned_model() -> None:
     lines = alignment_table(models).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[2].startswith("reference (KD, both)")
-    assert [line.split("  ")[0] for line in lines[3 : 3 + len(ALIGNED)]] == [TITLES[name] for name in ALIGNED]
+    aligned = [name for name, method in METHODS.items() if method.part == "align"]
+    assert [line.split("  ")[0] for line in lines[3 : 3 + len(aligned)]] == [TITLES[name] for name in aligned]
     assert not any(line.startswith(("teacher", "KD, prediction")) for line in lines)
