@@ -53,6 +53,7 @@ check: $(VENV)/.dev
 bench: $(VENV)/.bench
 	@$(BIN)/python benchmarks/step.py
 	@$(BIN)/python benchmarks/routed.py
+	@$(BIN)/python benchmarks/answers.py
 
 docs: $(VENV)/.docs
 	@$(BIN)/python -m mkdocs build --strict

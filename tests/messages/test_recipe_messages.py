@@ -474,8 +474,8 @@ USAGE = {
     ("--help",): 0,
     ("--version",): 0,
     ("run", "--help"): 0,
-    ("rnu",): "error: preceptor: 'rnu' is no command (did you mean 'run'?); write demo, run or plan, and see "
-    "preceptor --help\n",
+    ("rnu",): "error: preceptor: 'rnu' is no command (did you mean 'run'?); write "
+    "demo, run, plan, evaluate or report, and see preceptor --help\n",
     ("run",): "error: preceptor run: no recipe is given; write preceptor run RECIPE with the path of a YAML file\n",
     ("run", "recipe.yaml", "--onyl", "kd"): "error: preceptor run: unrecognized arguments: --onyl kd; see preceptor "
     "run --help\n",

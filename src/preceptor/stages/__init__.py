@@ -34,13 +34,14 @@ CHECKS: dict[str, str | Check] = {
 }
 # What else can be refused before anything runs. Those of models take resolved ModelSpecs and read no weights: files
 # that cannot be a model, a student and a teacher whose tokenizers differ, models that cannot be composed or merged.
-# `rows` takes the StageContext of an `evaluate` stage.
+# `rows` and `suites` take the StageContext of an `evaluate` stage.
 AHEAD_CHECKS: dict[str, str | Callable[..., object]] = {
     "one": "preceptor.models.checkpoint:check_model",
     "pair": "preceptor.models.tokenizers:check_pair",
     "compose": "preceptor.models.compose:check_composition",
     "merge": "preceptor.models.sources:check_sources",
     "rows": "preceptor.stages.evaluate:check_rows",
+    "suites": "preceptor.stages.suites:check_suites",
 }
 
 

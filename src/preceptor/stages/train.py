@@ -32,6 +32,7 @@ from preceptor.stages.build import add_lora, build_terms, training_arguments
 from preceptor.stages.context import StageContext
 from preceptor.stages.datasets import specs_for
 from preceptor.stages.teachers import build_teacher
+from preceptor.trackers import lead_trackers
 from preceptor.trainer import DistillationTrainer
 
 
@@ -193,11 +194,12 @@ def _trainer(
         calibration=[row for data in rows.datasets.values() for row in data.train[:calibration]],
         callbacks=[
             MetricsFile(context.directory / "metrics.jsonl"),
-            PlainProgress(lambda line: context.log(f"{context.name}: {line}"), objective.names),
+            PlainProgress(lambda line: context.log(f"{context.name}: {line}"), objective.names, context.name),
         ],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
+    lead_trackers(trainer, directory=context.directory, name=f"{context.recipe.name}/{context.name}")
     return trainer
 
 
