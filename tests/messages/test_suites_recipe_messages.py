@@ -18,7 +18,7 @@ DATA = {"shop": {"path": "shop.jsonl", "holdout": 2}}
 JUDGE = {"endpoint": "http://127.0.0.1:1/v1", "model": "j"}
 SERVED = {"models": {"served": {"endpoint": "http://127.0.0.1:1/v1", "model": "m"}}}
 BENCH = {"questions": "q.jsonl"}
-KEYS = "endpoint, model, key_env, concurrency, timeout, retries, token_limit_field or price"
+KEYS = "endpoint, model, key_env, concurrency, timeout, retries, token_limit_field, omit or price"
 
 
 def stage(**keys: Any) -> dict[str, Any]:
@@ -68,6 +68,11 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         stage(mt_bench={**BENCH, "prompts": "p", "judge": {**JUDGE, "token_limit_field": "tokens"}}),
         "recipe: stages.s.mt_bench.judge.token_limit_field is 'tokens'; write max_tokens or max_completion_tokens (did "
         "you mean 'max_tokens'?)",
+    ),
+    "a field to omit": (
+        stage(mt_bench={**BENCH, "prompts": "p", "judge": {**JUDGE, "omit": ["temprature"]}}),
+        "recipe: stages.s.mt_bench.judge.omit.0 is 'temprature'; write temperature or seed (did you mean "
+        "'temperature'?)",
     ),
     "everything held out of training": (
         {"kind": "sft", "model": "m", "data": "kept"},

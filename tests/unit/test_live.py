@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -182,3 +183,40 @@ def test_without_a_display_there_are_no_bars(capsys: pytest.CaptureFixture[str])
 )
 def test_clock(seconds: float, text: str) -> None:
     assert live.clock(seconds) == text
+
+
+COMMAND = """
+import json, os, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import toys
+os.chdir({folder!r})
+rows = [{{"prompt": f"q{{i}}", "completion": "a"}} for i in range(12)]
+Path("rows.jsonl").write_text("".join(json.dumps(row) + chr(10) for row in rows))
+CONFIG = {{"model_type": "llama", **toys.TINY}}
+training = {{"max_steps": 6, "per_device_train_batch_size": 2, "logging_steps": 1, "use_cpu": True}}
+stages = {{
+    "m": {{"kind": "init", "config": CONFIG, "tokenizer": {{"train_on": "d", "vocab_size": 40, "kind": "characters"}}}},
+    "s": {{"kind": "sft", "model": "stage:m", "data": "d", "rows_per_step": 2, "max_length": 32, "training": training}},
+}}
+Path("r.yaml").write_text(json.dumps({{"name": "r", "data": {{"d": {{"path": "rows.jsonl"}}}}, "stages": stages}}))
+from preceptor.cli import main
+sys.exit(main(["run", "r.yaml", "--json"]))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_shows_bars_in_a_terminal_and_its_result_stays_one_object(tmp_path: Path) -> None:
+    tests = str(Path(__file__).parents[1])
+    with (tmp_path / "out.json").open("w") as out:
+        program = COMMAND.format(tests=tests, folder=str(tmp_path))
+        seen = run_in_terminal(program, width=100, stdout=out.fileno(), patience=120.0)
+    assert seen.code == 0, seen.text[-2000:]
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["stages"]["s"]["steps"] == 6
+    assert Path(result["report"]).is_file()
+    assert "\x1b[" in seen.text, "nothing was drawn"
+    assert re.search(r"6 of 6 steps|step 6/6", seen.text)
+    left = seen.screen(100)
+    assert not any("━" in line for line in left), "a bar was left behind"
+    assert any(line.startswith("s: done in") for line in left)

@@ -56,7 +56,7 @@ class Completion:
             body["seed"] = self.seed
         if self.top_logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": self.top_logprobs}
-        return body
+        return {field: value for field, value in body.items() if field not in spec.omit}
 
 
 @dataclass(frozen=True)

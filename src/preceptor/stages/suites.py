@@ -127,6 +127,8 @@ class Suites:
         """
         for suite in self.judged.values():  # before hours of answers
             suite.check_judge()
+        for endpoint in self.served.values():
+            endpoint.check()
         if self.tasks is not None:
             check_tasks(self.tasks, where=f"{self.where}.tasks", data=True)
         if self.judged:

@@ -603,3 +603,8 @@ def test_progress_says_rate_and_cost(stub: StubEndpoint, make: Make, monkeypatch
         "judging: 4 requests (2 from the cache), 20 + 10 tokens, cost 0.00021 (0.00042 with the cached ones)"
     )
     assert endpoint.usage.requests == 6
+
+
+def test_fields_to_omit_are_not_sent(stub: StubEndpoint, make: Make) -> None:
+    replies(make(omit=["temperature", "seed"]), [ask("q", seed=3)])
+    assert stub.requests[0].keys() == {"model", "messages", "max_tokens"}

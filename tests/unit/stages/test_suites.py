@@ -15,9 +15,9 @@ import pytest
 import torch
 
 import toys
-from endpoint_stub import StubEndpoint, say
+from endpoint_stub import StubEndpoint, error, say
 from judged import RANKING, annotation_rows, answer_rows, jsonl, judgment_row, output_rows, prompt_rows, question_rows
-from preceptor.errors import InputErrors, RunFailed
+from preceptor.errors import InputError, InputErrors, RunFailed
 from preceptor.identity import Hashes, stage_identities
 from preceptor.models.save import save_model
 from preceptor.models.tokenizers import train_tokenizer
@@ -109,8 +109,9 @@ def test_models_answer_and_a_judge_grades_them(folder: Path) -> None:
         "alpaca": ("annotations file", 3),
     }
     assert alpaca["alpaca"]["win_rate"] == pytest.approx(50)
-    # One first question (the second judge's is in the cache), 8 grades, 6 preferences, 4 + 3 answers that are served.
-    assert paid == 1 + 8 + 6 + 7
+    # First questions to the judge and the student (the second judge's is in the cache), 8 grades, 6 preferences, and
+    # 4 + 3 answers that are served.
+    assert paid == 2 + 8 + 6 + 7
     for name in ("kd", "served"):
         lines = (directory / "mt_bench/model_answer" / f"{name}.jsonl").read_text().splitlines()
         assert [len(json.loads(line)["choices"][0]["turns"]) for line in lines] == [2, 2]
@@ -145,7 +146,7 @@ def test_a_judge_that_stops_is_not_asked_anything_twice(folder: Path) -> None:
 
         def stops(body: dict[str, Any]) -> Any:
             count[0] += body["model"] != "student"
-            return judged(body) if count[0] <= 6 else say(None).__class__(status=500)
+            return judged(body) if count[0] <= 6 else error(500, "overloaded")
 
         stub.answer = stops
         with pytest.raises(RunFailed, match="preceptor run"):
@@ -155,7 +156,7 @@ def test_a_judge_that_stops_is_not_asked_anything_twice(folder: Path) -> None:
         bodies = [json.dumps(body, sort_keys=True) for body in stub.requests]
     repeated = {body for body in bodies if bodies.count(body) > 1}
     assert len(repeated) == 1  # the one that got no reply
-    assert len(bodies) == 22 + 1
+    assert len(bodies) == 23 + 1
 
 
 def test_a_killed_run_pays_for_nothing_twice(folder: Path) -> None:
@@ -189,9 +190,28 @@ def test_a_killed_run_pays_for_nothing_twice(folder: Path) -> None:
         before = list(stub.requests)
         run(parse_recipe(made.written, folder=folder), log=silent)
         bodies = [json.dumps(body, sort_keys=True) for body in stub.requests]
-    assert len(before) == 7 + 8
+    assert len(before) == 8 + 8
     assert [body for body in set(bodies) if bodies.count(body) > 1] == [json.dumps(before[-1], sort_keys=True)]
-    assert len(bodies) == 22 + 1
+    assert len(bodies) == 23 + 1
+
+
+def test_answers_stay_where_a_judge_refuses_after_them(folder: Path) -> None:
+    """Wrong input leaves nothing behind, but hours of answers are not nothing."""
+    with StubEndpoint() as stub:
+
+        def refuses(body: dict[str, Any]) -> Any:
+            long = body["model"] != "student" and "Say OK." not in str(body)
+            return error(401, "no") if long else judged(body)
+
+        stub.answer = refuses
+        made = recipe(folder, stub, "refuses")
+        with pytest.raises((InputError, RunFailed)):
+            run(made, log=silent)
+        answers = folder / "runs/refuses/scores/mt_bench/model_answer/kd.jsonl"
+        assert answers.is_file()
+        stub.answer = judged
+        run(made, log=silent)
+    assert (folder / "runs/refuses/scores/stage.json").is_file()
 
 
 def test_wrong_files_are_found_before_any_stage_runs(folder: Path) -> None:
