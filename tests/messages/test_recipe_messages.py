@@ -10,6 +10,7 @@ import pytest
 from preceptor.cli import main
 from preceptor.errors import InputError, InputErrors
 from preceptor.recipe import load_recipe
+from refusals import check_refusal
 
 GOOD = """\
 name: shop
@@ -358,16 +359,7 @@ def test_the_recipe_that_the_cases_break_is_right(folder: Path) -> None:
 def test_one_sentence_exit_code_2_and_nothing_written(
     case: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    old, new, sentence = CASES[case]
-    assert GOOD.count(old) == 1, "the case must break one place"
-    (folder / "recipe.yaml").write_text(GOOD.replace(old, new))
-
-    assert main(["run", "recipe.yaml"]) == 2
-
-    output = capsys.readouterr()
-    assert output.err == f"error: recipe.yaml:{sentence}\n"
-    assert output.out == ""
-    assert [file.name for file in folder.iterdir()] == ["recipe.yaml"]
+    check_refusal(GOOD, CASES[case], folder, capsys)
 
 
 def test_every_error_at_once(folder: Path) -> None:

@@ -278,7 +278,7 @@ def test_the_headline_says_what_was_learnt_gained_and_forgotten() -> None:
     said = _said(report)
     assert list(said) == ["Learnt", "Gained", "Forgotten", "Judged"]
     assert said["Learnt"].startswith("kd_both: prediction loss from 3.")
-    assert "in 400 steps (93 s)" in said["Learnt"]
+    assert "in 400 steps (1 min 33 s)" in said["Learnt"]
     assert "model 2 scores 0.950 (0.900 to 1.000) on domain rows against" in said["Gained"]
     assert ": higher (+0.500, 0.400 to 0.600)" in said["Gained"]
     assert ": not distinguishable (−0.010, −0.030 to 0.010)" in said["Forgotten"]
@@ -346,7 +346,7 @@ def test_numbers() -> None:
     assert [significant(value) for value in (0, 0.0096, 0.38, 5.14, 12.3, 4567)] == [4, 4, 3, 2, 1, 0]
     assert [duration(value) for value in (0.031, 93, 495, 8000, None)] == [
         "0.031 s",
-        "93 s",
+        "1 min 33 s",
         "8 min 15 s",
         "2 h 13 min",
         "",

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from preceptor.live import clock
+
 
 def interval_of(figure: Mapping[str, Any] | None) -> tuple[float, float | None, float | None] | None:
     """(value, low, high) of a figure with `score` or `value`; None where it has no finite value."""
@@ -63,11 +65,4 @@ def duration(seconds: float | None) -> str:
     """Seconds in the two largest units that fit."""
     if seconds is None:
         return ""
-    if seconds < 10:
-        return f"{seconds:.2g} s"
-    whole = round(seconds)
-    if whole < 120:
-        return f"{whole} s"
-    if whole < 7200:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{seconds:.2g} s" if seconds < 10 else clock(seconds)
