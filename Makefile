@@ -54,6 +54,7 @@ bench: $(VENV)/.bench
 	@$(BIN)/python benchmarks/step.py
 	@$(BIN)/python benchmarks/routed.py
 	@$(BIN)/python benchmarks/stored.py
+	@$(BIN)/python benchmarks/answers.py
 
 docs: $(VENV)/.docs
 	@$(BIN)/python -m mkdocs build --strict

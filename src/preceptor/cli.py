@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from preceptor import __version__
+from preceptor import __version__, live
 from preceptor.distributed import LeaderEnded, is_main, launch, launch_arguments, leave, processes_to_start
 from preceptor.errors import InputError, InputErrors, RunFailed, accepted, did_you_mean
 from preceptor.files import json_text
@@ -27,6 +28,8 @@ commands:
   run RECIPE [key=value …]  run what a recipe describes and is not yet done
   plan RECIPE [key=value …] show what would run: stages, data, a sample with its targets, sizes
   store info|verify DIR     what a stored teacher holds, and whether it is whole
+  evaluate [NAME=]MODEL …   score models: rows, MT-Bench, AlpacaEval, tasks of lm-evaluation-harness
+  report RUN …              one page of what was learned, gained and forgotten
 """
 _EPILOG = """\
 examples:
@@ -35,6 +38,8 @@ examples:
   preceptor run recipe.yaml
   preceptor run recipe.yaml stages.kd.training.learning_rate=1e-5 --redo kd
   preceptor run recipe.yaml --only kd --json > result.json
+  preceptor evaluate base=./base tuned=runs/shop/dae/model --general general.jsonl --reference base
+  preceptor report runs/shop
 
 `preceptor COMMAND --help` tells more. Exit codes: 0 done, 2 wrong input (nothing written),
 1 failed while running (the message says how to go on), 130 interrupted.
@@ -44,6 +49,7 @@ key=value changes any leaf of the recipe; values are YAML and list items count f
   seed=44   stages.kd.rows_per_step=64   stages.kd.objective.1.weight=0.5
   'stages.kd.data={shop: 0.1, general: 0.9}'
 """
+PAGE = "report.html"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -131,11 +137,31 @@ def _run(arguments: list[str]) -> int:
         number = "1 process starts (a device_map uses them all)" if spread else f"{visible} processes start"
         _progress(f"{visible} GPUs are visible: {number}; CUDA_VISIBLE_DEVICES chooses fewer")
         return launch(launch_arguments(["run", *arguments], 1 if spread else visible))
-    result = run(recipe, only=options.only, redo=options.redo, log=_progress)
+    with live.display():
+        result = run(recipe, only=options.only, redo=options.redo, log=_progress)
     leave()
-    lines = [f"{name}  {stage['status']}  {stage['seconds']:.1f} s" for name, stage in result["stages"].items()]
-    _print(result, "\n".join([*lines, result["directory"]]), options.json)
+    _print_run(result, options.json)
     return 0
+
+
+def _print_run(result: dict[str, Any], as_json: bool) -> None:
+    """What each stage came to; and the page of the run, without which the run is no less done."""
+    if not is_main():
+        return
+    folder = Path(result["directory"])
+    page = folder / "report" / PAGE
+    if not page.exists() or any(stage["status"] == "done" for stage in result["stages"].values()):
+        from preceptor.report import write_report
+
+        try:
+            write_report([folder], page.parent, log=_progress)
+        except (InputError, RunFailed, OSError) as error:
+            _progress(f"no report was written ({error}); preceptor report {folder} tries again")
+    lines = [f"{name}  {stage['status']}  {stage['seconds']:.1f} s" for name, stage in result["stages"].items()]
+    if page.exists():
+        result["report"] = str(page)
+        lines.append(f"report: {page}")
+    _print(result, "\n".join([*lines, result["directory"]]), as_json)
 
 
 def _plan(arguments: list[str]) -> int:
@@ -171,7 +197,8 @@ def _demo(arguments: list[str]) -> int:
 
     from preceptor.pocket.demo import main as demo
 
-    result = demo(out=Path(options.out), full=options.full, seeds=options.seeds, log=_progress)
+    with live.display():
+        result = demo(out=Path(options.out), full=options.full, seeds=options.seeds, log=_progress)
     _print(result, f"results: {options.out}", options.json)
     return 0
 
@@ -194,7 +221,76 @@ def _store(arguments: list[str]) -> int:
     return 0
 
 
-_COMMANDS: dict[str, Callable[[list[str]], int]] = {"demo": _demo, "run": _run, "plan": _plan, "store": _store}
+def _evaluate(arguments: list[str]) -> int:
+    parser = _parser(
+        "evaluate",
+        "Score models by rows with answers, MT-Bench, AlpacaEval and tasks of lm-evaluation-harness.",
+        """\
+examples:
+  preceptor evaluate base=./base tuned=runs/shop/dae/model --reference base --general general.jsonl --domain shop.jsonl
+  preceptor evaluate ./tuned --mt-bench llm_judge/data/mt_bench --judge https://api.openai.com/v1#gpt-4 \\
+      --judge-key-env OPENAI_API_KEY
+  preceptor evaluate ./tuned http://127.0.0.1:8000/v1#served --alpaca-eval text_davinci_003/model_outputs.json
+  preceptor evaluate ./tuned --tasks arc_easy,hellaswag stages.scores.tasks.limit=100
+
+It is a recipe of one stage, DIR/recipe.yaml afterwards; key=value changes any leaf of it. The same command goes on
+where a stopped one was, and answers and judgments that are there are not paid for again.""",
+    )
+    from preceptor.recipe.from_options import STAGE, add_options, evaluation
+
+    add_options(parser)
+    parser.add_argument("--redo", choices=[STAGE], help="score again, moving the old result aside")
+    options = parser.parse_intermixed_args(arguments)
+
+    from preceptor.recipe import parse_recipe
+    from preceptor.runs import run
+
+    raw, overrides = evaluation(options)
+    again = shlex.join(["preceptor", "evaluate", *arguments])
+    recipe = parse_recipe(raw, name="preceptor evaluate", overrides=overrides, again=again)
+    with live.display():
+        result = run(recipe, redo=options.redo, log=_progress)
+    _print_run(result, options.json)
+    return 0
+
+
+def _report(arguments: list[str]) -> int:
+    parser = _parser(
+        "report",
+        "One page from run directories, finished or not: report.html (needs no network), report.json and figures/.",
+        "examples:\n  preceptor report runs/shop\n  preceptor report runs/shop-43 runs/shop-44 --out compared\n"
+        '  preceptor report runs --published --title "All trials"',
+    )
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="a run directory, one stage of it, or a folder of runs")
+    parser.add_argument("--out", metavar="DIR", help="where to write (default: RUN/report, or report for several runs)")
+    parser.add_argument("--title", help="title of the page (default: the names of the runs)")
+    parser.add_argument(
+        "--published",
+        action="store_true",
+        help="add figures that others have published, as rows that name their source",
+    )
+    options = parser.parse_intermixed_args(arguments)
+    if not options.runs:
+        raise InputError("preceptor report: no run is given; write preceptor report RUN with a run's directory")
+    runs = [Path(run) for run in options.runs]
+    out = Path(options.out) if options.out else runs[0] / "report" if len(runs) == 1 else Path("report")
+
+    from preceptor.report import write_report
+    from preceptor.report.table import table
+
+    result = write_report(runs, out, title=options.title, published=options.published, log=_progress)
+    _print(result, f"{table(result)}\n{out / PAGE}", options.json)
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "demo": _demo,
+    "run": _run,
+    "plan": _plan,
+    "evaluate": _evaluate,
+    "report": _report,
+    "store": _store,
+}
 
 
 def _recipe_parser(name: str, description: str, examples: str) -> _Parser:

@@ -18,8 +18,8 @@ class RunLock:
     """Holds a run directory for this process, creating it (and the folders above) when it is new.
 
     The lock belongs to the operating system, so it goes with the process however that ends. When the block
-    ends in an InputError, folders that entering it created are removed again: wrong input leaves nothing
-    behind.
+    ends in an InputError, folders that entering it created are removed again if no stage has worked anything out:
+    wrong input leaves nothing behind.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -70,14 +70,18 @@ class RunLock:
     ) -> None:
         os.ftruncate(self._handle, 0)
         if isinstance(error, InputError):
-            if self._made_lock and not any(self.directory.glob("*/stage.json")):
+            if self._made_lock and not self._holds_work():
                 (self.directory / LOCK).unlink(missing_ok=True)
             self._remove_created()
         os.close(self._handle)
 
+    def _holds_work(self) -> bool:
+        """A stage that is refused takes its folder away unless it holds more than how it was started."""
+        return any(self.directory.glob("*/started.json"))
+
     def _remove_created(self) -> None:
-        """Removes the folders that were made, unless a stage has finished in the run directory meanwhile."""
-        if self.directory in self._created and not any(self.directory.glob("*/stage.json")):
+        """Removes the folders that were made, unless a stage has worked something out meanwhile."""
+        if self.directory in self._created and not self._holds_work():
             shutil.rmtree(self.directory, ignore_errors=True)
         for folder in self._created:
             try:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from preceptor import live
 from preceptor.files import json_text, write_atomic
 from preceptor.objective import LossSums, Objective
 
@@ -164,14 +165,33 @@ class MetricsFile(TrainerCallback):
 
 
 class PlainProgress(TrainerCallback):
-    """One plain line per log line with rate and time left: readable in a terminal, in a pipe and in a log file."""
+    """Progress of a training: one plain line per log line, with rate and time left, for a pipe or a log file.
 
-    def __init__(self, say: Callable[[str], None], names: tuple[str, ...]) -> None:
+    On a live display (`preceptor.live`) a bar takes the lines' place: it moves with every step and shows the last
+    line's figures, and the last line of all stays when it goes.
+
+    Args:
+        say: takes a line.
+        names: the objective's terms.
+        what: what the bar is called.
+    """
+
+    def __init__(self, say: Callable[[str], None], names: tuple[str, ...], what: str = "training") -> None:
         self._say = say
         self._names = names
+        self._what = what
+        self._bar: live.Bar | None = None
+        self._line = ""  # the last one, where a bar has shown it
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._begun, self._first = time.perf_counter(), state.global_step
+        self._close()  # of a training that was broken off
+        if state.is_world_process_zero and state.global_step < state.max_steps:
+            self._bar = live.bar(self._what, state.max_steps, unit="steps", done=state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._bar is not None:
+            self._bar.update(state.global_step)
 
     def on_log(
         self,
@@ -183,25 +203,29 @@ class PlainProgress(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or not logs:
             return
+        step = f"step {state.global_step}/{state.max_steps}"
         if "loss" in logs:
             done = state.global_step - self._first
             left = (time.perf_counter() - self._begun) / max(done, 1) * (state.max_steps - state.global_step)
             terms = "  ".join(f"{name} {logs[name]:.4f}" for name in self._names)
             norm = f"  grad norm {logs['grad_norm']:.3g}" if "grad_norm" in logs else ""
-            self._say(
-                f"step {state.global_step}/{state.max_steps}  {terms}{norm}  "
-                f"{logs['targets_per_second']:.0f} targets/s  {clock(left)} left"
-            )
+            figures = f"{terms}{norm}  {logs['targets_per_second']:.0f} targets/s"
+            line = f"{step}  {figures}  {live.clock(left)} left"
+            if self._bar is not None and self._bar.update(state.global_step, figures):
+                self._line = line
+            else:
+                self._say(line)
         elif "eval_loss" in logs:
             terms = "  ".join(f"{name} {logs[f'eval_{name}']:.4f}" for name in self._names)
-            self._say(f"step {state.global_step}/{state.max_steps}  held out: {terms}")
+            self._say(f"{step}  held out: {terms}")
 
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._close()
+        if self._line:
+            self._say(self._line)
+            self._line = ""
 
-def clock(seconds: float) -> str:
-    """Seconds as 42 s, 3 min 05 s or 2 h 07 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole // 60 % 60:02d} min"
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

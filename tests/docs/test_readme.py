@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -75,6 +76,7 @@ def test_shown_commands_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     from preceptor.cli import main
+    from preceptor.recipe.from_options import add_options
 
     assert words[0] == "preceptor", f"{place}: {words[0]} is neither make nor preceptor"
     monkeypatch.chdir(user_folder)
@@ -82,7 +84,15 @@ def test_shown_commands_run(
         assert main(["demo", "--help"]) == 0
         offered = capsys.readouterr().out
         assert all(word in offered for word in words[2:]), place
+    elif words[1] == "evaluate" and {"--judge", "--tasks"} & set(words):  # need a network; here only their options
+        parser = argparse.ArgumentParser()
+        add_options(parser)
+        parser.parse_intermixed_args(words[2:])
     else:
+        if words[1] == "report":
+            assert main(["run", "recipe.yaml"]) == 0
+            if "scores" in words:
+                assert main(["evaluate", "./student", "--general", "general.jsonl"]) == 0
         assert main(words[1:]) == 0, f"{place}: {capsys.readouterr().err[-2000:]}"
 
 
@@ -113,7 +123,7 @@ def test_python_runs(snippet: Snippet, user_folder: Path) -> None:
 
 @pytest.fixture
 def user_folder(tmp_path: Path) -> Path:
-    """A folder with what the examples name: models `teacher` and `student`, `recipe.yaml` and its data."""
+    """A folder with what the examples name: models `teacher`, `student` and `tuned`, `recipe.yaml` and data files."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
@@ -124,7 +134,7 @@ def user_folder(tmp_path: Path) -> Path:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=plain, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
     )
-    for seed, name in enumerate(("teacher", "student")):
+    for seed, name in enumerate(("teacher", "student", "tuned")):
         torch.manual_seed(seed)
         config = MistralConfig(
             vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
@@ -136,7 +146,10 @@ def user_folder(tmp_path: Path) -> Path:
         {"messages": [{"role": "user", "content": f"count to {i}"}, {"role": "assistant", "content": str(i)}]}
         for i in range(40)
     ]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    files = {"rows": rows, "general": [{**row, "metric": "exact"} for row in rows[:20]]}
+    files["shop"] = [{**row, "metric": "exact"} for row in rows[20:]]
+    for name, lines in files.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
     (tmp_path / "recipe.yaml").write_text(
         "name: shop\ndata:\n  rows: {path: rows.jsonl, holdout: 4}\nstages:\n  kd:\n    kind: distill\n"
         "    student: ./student\n    teacher: ./teacher\n    data: rows\n    max_length: 64\n"

@@ -6,19 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from invariant.recipes import SHAPE, WORDS
 from preceptor.recipe import Recipe, parse_recipe
 
-SHAPE = {
-    "model_type": "mistral",
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 96,
-    "initializer_range": 0.2,
-}
-WORDS = ("tea", "milk", "bread", "salt", "rice", "corn", "plum")
 TRAINING = {
     "per_device_train_batch_size": 2,
     "num_train_epochs": 1,

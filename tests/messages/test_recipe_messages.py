@@ -10,6 +10,7 @@ import pytest
 from preceptor.cli import main
 from preceptor.errors import InputError, InputErrors
 from preceptor.recipe import load_recipe
+from refusals import check_refusal
 
 GOOD = """\
 name: shop
@@ -358,16 +359,7 @@ def test_the_recipe_that_the_cases_break_is_right(folder: Path) -> None:
 def test_one_sentence_exit_code_2_and_nothing_written(
     case: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    old, new, sentence = CASES[case]
-    assert GOOD.count(old) == 1, "the case must break one place"
-    (folder / "recipe.yaml").write_text(GOOD.replace(old, new))
-
-    assert main(["run", "recipe.yaml"]) == 2
-
-    output = capsys.readouterr()
-    assert output.err == f"error: recipe.yaml:{sentence}\n"
-    assert output.out == ""
-    assert [file.name for file in folder.iterdir()] == ["recipe.yaml"]
+    check_refusal(GOOD, CASES[case], folder, capsys)
 
 
 def test_every_error_at_once(folder: Path) -> None:
@@ -474,8 +466,8 @@ USAGE = {
     ("--help",): 0,
     ("--version",): 0,
     ("run", "--help"): 0,
-    ("rnu",): "error: preceptor: 'rnu' is no command (did you mean 'run'?); write demo, run, plan or store, and see "
-    "preceptor --help\n",
+    ("rnu",): "error: preceptor: 'rnu' is no command (did you mean 'run'?); write "
+    "demo, run, plan, evaluate, report or store, and see preceptor --help\n",
     ("run",): "error: preceptor run: no recipe is given; write preceptor run RECIPE with the path of a YAML file\n",
     ("run", "recipe.yaml", "--onyl", "kd"): "error: preceptor run: unrecognized arguments: --onyl kd; see preceptor "
     "run --help\n",

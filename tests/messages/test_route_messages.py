@@ -13,12 +13,12 @@ from tokenizers import Tokenizer
 import preceptor
 import toys
 from invariant import routed_recipes
-from preceptor.cli import main
 from preceptor.errors import InputError
 from preceptor.objective import Attention, Logits, NextToken, Objective
 from preceptor.recipe import parse_recipe
 from preceptor.stages.ahead import check_ahead
 from preceptor.teachers import ModelTeacher, RoutedTeacher
+from refusals import check_refusal
 
 GOOD = """\
 name: shop
@@ -360,16 +360,7 @@ def test_the_recipe_that_the_cases_break_is_right(folder: Path) -> None:
 def test_one_sentence_exit_code_2_and_nothing_written(
     case: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    old, new, sentence = CASES[case]
-    assert GOOD.count(old) == 1, "the case must break one place"
-    (folder / "recipe.yaml").write_text(GOOD.replace(old, new))
-
-    assert main(["run", "recipe.yaml"]) == 2
-
-    output = capsys.readouterr()
-    assert output.err == f"error: recipe.yaml:{sentence}\n"
-    assert output.out == ""
-    assert [file.name for file in folder.iterdir()] == ["recipe.yaml"]
+    check_refusal(GOOD, CASES[case], folder, capsys)
 
 
 def test_what_a_column_decides_is_not_known_ahead(folder: Path) -> None:

@@ -58,13 +58,13 @@ def summarise(
         ValueError: predictions of other rows for one model than for another.
     """
     asked = {name: [(each["dataset"], each["id"]) for each in rows] for name, rows in predictions.items()}
-    first = next(iter(asked))
+    first = next(iter(asked), "")
     for name, rows in asked.items():
         if rows != asked[first]:
             raise ValueError(f"{name} was evaluated on other rows than {first}, so that they cannot be compared")
     resampler = Resampler(seed, resamples)
     models = {name: _Model(rows, resampler) for name, rows in predictions.items()}
-    shape = models[first]
+    shape = models.get(first) or _Model([], resampler)
     facts = {name: _dataset(name, each, shape) for name, each in datasets.items()}
     entries = {
         name: model.entry(None if reference is None else models[reference], None if expert is None else models[expert])

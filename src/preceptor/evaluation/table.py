@@ -24,7 +24,7 @@ def score_table(scores: Mapping[str, Any]) -> list[str]:
             ]
         )
     used = [column for column in range(len(heads)) if column == 0 or any(line[column] for line in lines[1:])]
-    return _aligned([[line[column] for column in used] for line in lines]) if len(used) > 1 else []
+    return aligned([[line[column] for column in used] for line in lines]) if len(used) > 1 else []
 
 
 def task_table(scores: Mapping[str, Any]) -> list[str]:
@@ -45,14 +45,17 @@ def task_table(scores: Mapping[str, Any]) -> list[str]:
                     *(f"{value:.3f}" for value in values),
                 ]
             )
-    return _aligned(lines) if len(lines) > 1 else []
+    return aligned(lines)
 
 
 def _with_interval(figure: Mapping[str, float] | None, key: str) -> str:
     return "" if figure is None else f"{figure[key]:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells as columns of equal width, the first to the left and the others to the right; no head alone."""
+    if len(lines) < 2:
+        return []
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return [
         "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])

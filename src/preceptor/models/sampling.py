@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from preceptor.errors import InputError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -70,21 +70,49 @@ def check_can_sample(model: PreTrainedModel) -> None:
         )
 
 
-@torch.inference_mode()
+def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens that end a text: those of the model's generation config, and the tokenizer's end and begin tokens.
+
+    Models trained on texts that are only separated by the begin token never write an end token.
+    """
+    configured = None if model.generation_config is None else model.generation_config.eos_token_id
+    several = configured if isinstance(configured, list) else [configured]
+    own = (tokenizer.eos_token_id, tokenizer.bos_token_id)
+    return {token for token in (*several, *own) if token is not None}
+
+
 def sample(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     uniforms: Sequence[Tensor],
     *,
     stop: Collection[int],
-    temperature: float = 1.0,
-    top_p: float = 1.0,
+    temperature: float | Sequence[float] = 1.0,
+    top_p: float | Sequence[float] = 1.0,
     pad_token_id: int = 0,
 ) -> list[Sampled]:
+    """What `sample_as_done` yields, in the order of the prompts."""
+    settings: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "pad_token_id": pad_token_id}
+    found = dict(sample_as_done(model, prompts, uniforms, stop=stop, **settings))
+    return [found[row] for row in range(len(prompts))]
+
+
+@torch.inference_mode()
+def sample_as_done(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    uniforms: Sequence[Tensor],
+    *,
+    stop: Collection[int],
+    temperature: float | Sequence[float] = 1.0,
+    top_p: float | Sequence[float] = 1.0,
+    pad_token_id: int = 0,
+) -> Iterator[tuple[int, Sampled]]:
     """Continues token sequences, row r for at most `len(uniforms[r])` tokens or until a token of `stop`.
 
-    Prompts are padded on the left, masked, and numbered from their own first token. The model is in
-    evaluation mode.
+    Yields each row's number and its tokens when it ends. Prompts are padded on the left, masked, and numbered from
+    their own first token. `temperature` and `top_p` are one number for all rows or one for each; see `pick`. The model
+    is in evaluation mode.
 
     Raises:
         InputError: see `check_can_sample`.
@@ -99,18 +127,18 @@ def sample(
     width = max(len(prompt) for prompt in prompts)
     ids_BS = torch.tensor([[pad_token_id] * (width - len(p)) + list(p) for p in prompts], device=device)
     mask_BS = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    steps = max(len(row) for row in uniforms)
-    uniforms_BT = torch.zeros(len(prompts), steps, dtype=torch.float64)
+    limits = [len(numbers) for numbers in uniforms]
+    uniforms_BT = torch.zeros(len(prompts), max(limits), dtype=torch.float64)
     for row, numbers in enumerate(uniforms):
         uniforms_BT[row, : len(numbers)] = numbers
-    limits = [len(numbers) for numbers in uniforms]
+    uniforms_BT = uniforms_BT.to(device)
+    how = list(zip(_per_row(temperature, len(prompts)), _per_row(top_p, len(prompts)), strict=True))
 
     tokens: list[list[int]] = [[] for _ in prompts]
-    finished = [False] * len(prompts)
     alive = list(range(len(prompts)))
     cache = DynamicCache(config=model.config)
     positions_BS = (mask_BS.cumsum(-1) - 1).clamp(min=0)
-    for step in range(steps):
+    for step in range(max(limits)):
         if "position_ids" in accepted:
             extra["position_ids"] = positions_BS
         logits_BV = model(
@@ -121,15 +149,15 @@ def sample(
                 f"model {model.name_or_path!r}: its logits are not numbers, so its weights are damaged or "
                 "overflow in this dtype; check the model or load it in float32"
             )
-        uniforms_B = uniforms_BT[alive, step].to(device)
-        chosen_B = pick(logits_BV, uniforms_B, temperature=temperature, top_p=top_p)
+        chosen_B = _pick_each(logits_BV, uniforms_BT[:, step], [how[row] for row in alive])
         keep: list[int] = []
         for index, (row, token) in enumerate(zip(alive, chosen_B.tolist(), strict=True)):
-            if token in stop:
-                finished[row] = True
-                continue
-            tokens[row].append(token)
-            if step + 1 < limits[row]:
+            ended = token in stop
+            if not ended:
+                tokens[row].append(token)
+            if ended or step + 1 >= limits[row]:
+                yield row, Sampled(tokens[row], ended)
+            else:
                 keep.append(index)
         if not keep:
             break
@@ -138,7 +166,28 @@ def sample(
             kept = torch.tensor(keep, device=device)
             cache.batch_select_indices(kept)
             chosen_B, mask_BS, positions_BS = chosen_B[kept], mask_BS[kept], positions_BS[kept]
+            uniforms_BT = uniforms_BT[kept]
         ids_BS = chosen_B[:, None]
         mask_BS = torch.cat((mask_BS, mask_BS.new_ones(len(alive), 1)), dim=1)
         positions_BS = positions_BS[:, -1:] + 1
-    return [Sampled(*pair) for pair in zip(tokens, finished, strict=True)]
+
+
+def _per_row(value: float | Sequence[float], rows: int) -> list[float]:
+    return list(value) if isinstance(value, Sequence) else [value] * rows
+
+
+def _pick_each(logits_BV: Tensor, uniforms_B: Tensor, how: Sequence[tuple[float, float]]) -> Tensor:
+    """`pick` with each row's own (temperature, top_p), int64 [B].
+
+    Rows of one setting are picked together and apart from the others, so that a row's token is the same beside any
+    neighbours.
+    """
+    groups: dict[tuple[float, float], list[int]] = {}
+    for row, setting in enumerate(how):
+        groups.setdefault(setting, []).append(row)
+    if len(groups) == 1:
+        return pick(logits_BV, uniforms_B, temperature=how[0][0], top_p=how[0][1])
+    chosen_B = torch.empty(len(how), dtype=torch.int64, device=logits_BV.device)
+    for (temperature, top_p), rows in groups.items():
+        chosen_B[rows] = pick(logits_BV[rows], uniforms_B[rows], temperature=temperature, top_p=top_p)
+    return chosen_B

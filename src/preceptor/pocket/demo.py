@@ -13,32 +13,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from preceptor import __version__
 from preceptor.errors import InputError
 from preceptor.files import json_text, sha256_file, write_atomic
-from preceptor.pocket.figures import draw_exact_match, draw_gradient_norms, draw_losses, draw_retention, read_metrics
+from preceptor.pocket.methods import APART, EXPERT, FEW_ROWS, METHODS, REFERENCE, TEACHER, Part
 from preceptor.pocket.side_by_side import Job, run_side_by_side, workers_for
-from preceptor.pocket.study import (
-    APART,
-    EXPERT,
-    FEW_ROWS,
-    FIRST_SEED,
-    METHODS,
-    NOISE,
-    REFERENCE,
-    SCORES,
-    STUDENT,
-    TEACHER,
-    Part,
-    Size,
-    write_study,
-)
-from preceptor.pocket.summary import alignment_table, distillation_table, summarise
+from preceptor.pocket.study import FIRST_SEED, NOISE, SCORES, STUDENT, Size, write_study
+from preceptor.pocket.tables import TITLES, alignment_table, distillation_table
 from preceptor.pocket.worker import stage_directory
 from preceptor.recipe import load_recipe
+from preceptor.report import RunSource, write_report
 
 FULL_SEEDS = 5
 SETTINGS_FILE = "settings.json"
+DISTANCES = ("kl_teacher", "attention_kl")
 DEMO: tuple[Part, ...] = ("distil", "align")
 FULL: tuple[Part, ...] = (*DEMO, "sweep", "clean", "few", "pair")
 
@@ -52,15 +39,15 @@ def main(
     that ran there before.
 
     Args:
-        out: written to: `seed-N/` (data, recipe, runs), `results/seed-N.json`, `figures/*.png`, `report.json`.
+        out: written to: `seed-N/` (data, recipe, runs), `results/seed-N.json`, and the report: `report.html`,
+            `report.json`, `figures/`.
         full: five seeds instead of one, and the controls and sweeps beside the demo's methods.
         seeds: how many seeds; None is 1, or 5 with `full`.
         log: takes one line of progress.
         size: how long students train; None is the study's own.
 
     Returns:
-        `seconds`, `models` {name: {`general`, `domain`: {`score`, `low`, `high`}, `recovery`, `retention`, `tasks`,
-        `kl_teacher`, ...}}, `figures`, `seeds`, `settings` and `table`.
+        The content of report.json (docs/report.md) with `seconds` this call took, `seeds`, `settings` and `table`.
 
     Raises:
         InputError: `out` cannot be written, or holds a demo of other settings.
@@ -79,20 +66,17 @@ def main(
         f"seeds {chosen[0]}-{chosen[-1]}: {len(jobs)} jobs, {workers_for(len(jobs))} at a time"
     )
     run_side_by_side(jobs, log)
-    models = summarise({seed: _results(out, seed, names) for seed in chosen})
-    report: dict[str, Any] = {
-        "preceptor": __version__,
-        "seeds": chosen,
-        "intervals": "Student's t over seeds" if count > 1 else "bootstrap over questions",
-        "settings": settings,
-        "models": models,
-        "figures": [str(path.relative_to(out)) for path in _draw(out, chosen, names, models)],
-        "seconds": round(time.monotonic() - began, 1),
-    }
-    write_atomic(out / "report.json", json_text(report))
-    text = f"{distillation_table(models)}\n\n{alignment_table(models)}"
-    log(f"\n{text}\n\n{report['seconds']:.0f} s; figures and report.json are in {out}")
-    return {**report, "table": text}
+    results = {seed: _results(out, seed, names) for seed in chosen}
+    report = write_report(
+        [_source(out, seed, names, results[seed]) for seed in chosen],
+        out,
+        title="The pocket study",
+        log=log,
+    )
+    seconds = round(time.monotonic() - began, 1)
+    text = f"{distillation_table(report['models'])}\n\n{alignment_table(report['models'])}"
+    log(f"\n{text}\n\n{seconds:.0f} s; open {out / 'report.html'}")
+    return {**report, "seconds": seconds, "seeds": chosen, "settings": settings, "table": text}
 
 
 def _jobs(out: Path, seed: int, size: Size, names: list[str]) -> list[Job]:
@@ -175,39 +159,29 @@ def _stage_directory(out: Path, seed: int, name: str) -> Path:
 
 
 def _results(out: Path, seed: int, names: list[str]) -> dict[str, Any]:
-    """One seed's scores, which are also kept as `results/seed-N.json`."""
-    stages = {name: _read(_stage_directory(out, seed, name) / "stage.json") for name in names}
+    """One seed's scores and distances to the teacher, which are also kept as `results/seed-N.json`."""
     distances = {
         name: _read(path) for name in names if (path := _stage_directory(out, seed, name) / "distance.json").exists()
     }
-    result = {
-        "seed": seed,
-        "scores": _read(_stage_directory(out, seed, SCORES) / "scores.json"),
-        "distances": distances,
-        "seconds": {name: stage["seconds"] for name, stage in stages.items()},
-        "mixtures": {name: stage["results"]["data"] for name, stage in stages.items() if "data" in stage["results"]},
-    }
+    scores = _read(_stage_directory(out, seed, SCORES) / "scores.json")
+    result = {"seed": seed, "scores": scores, "distances": distances}
     (out / "results").mkdir(exist_ok=True)
     write_atomic(out / "results" / f"seed-{seed}.json", json_text(result))
     return result
 
 
+def _source(out: Path, seed: int, names: list[str], result: dict[str, Any]) -> RunSource:
+    """One seed as one run of the report, though its stages were run in folders of their own."""
+    return RunSource(
+        f"seed {seed}",
+        tuple(_stage_directory(out, seed, name) for name in (*names, SCORES)),
+        seed,
+        titles=TITLES,
+        measured={name: {key: each[key] for key in DISTANCES} for name, each in result["distances"].items()},
+        recipe=_folder(out, seed) / "recipe.yaml",
+    )
+
+
 def _read(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
-
-
-def _draw(out: Path, seeds: list[int], names: list[str], models: dict[str, Any]) -> list[Path]:
-    folder = out / "figures"
-    folder.mkdir(exist_ok=True)
-    curves = {
-        name: [read_metrics(_stage_directory(out, seed, name) / "metrics.jsonl") for seed in seeds]
-        for name in names
-        if METHODS[name].learning_rate is not None
-    }
-    paths = [folder / f"{name}.png" for name in ("losses", "gradient_norms", "exact_match", "retention")]
-    draw_losses(curves, paths[0])
-    draw_gradient_norms(curves, paths[1])
-    draw_exact_match(models, paths[2])
-    draw_retention(models, paths[3])
-    return paths

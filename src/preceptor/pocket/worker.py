@@ -24,7 +24,7 @@ from preceptor.files import json_text, write_atomic
 from preceptor.models.load import load_model
 from preceptor.models.tokenizers import load_tokenizer
 from preceptor.objective import Attention, Logits, Objective
-from preceptor.pocket.study import DISTILLED, TEACHER_SPEC
+from preceptor.pocket.methods import DISTILLED, TEACHER_SPEC
 from preceptor.recipe import DatasetSpec, ModelSpec, Recipe, load_recipe, models_of
 from preceptor.recipe.base import stage_of
 from preceptor.runs import run

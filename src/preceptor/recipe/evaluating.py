@@ -89,6 +89,11 @@ class EvaluateStage(Spec):
         return self.on or []
 
     @property
+    def has_suites(self) -> bool:
+        """Whether models are scored by more than rows."""
+        return any(getattr(self, suite) is not None for suite in FILES)
+
+    @property
     def named(self) -> dict[str, ModelSpec]:
         """Every model that is loaded and scored, by name: the reference and the expert are among them."""
         scored = {name: model for name, model in self._given.items() if isinstance(model, ModelSpec)}

@@ -35,6 +35,8 @@ class EndpointSpec(Spec):
         Literal["max_tokens", "max_completion_tokens"], choice("max_tokens", "max_completion_tokens")
     ] = "max_tokens"
     """What the endpoint calls the limit on new tokens; newer OpenAI models refuse max_tokens."""
+    omit: list[Annotated[Literal["temperature", "seed"], choice("temperature", "seed")]] = []  # noqa: RUF012
+    """Fields that are not sent: some reasoning models refuse a temperature."""
     price: PriceSpec | None = None
 
     @property
@@ -43,7 +45,7 @@ class EndpointSpec(Spec):
         return f"{self.model} at {self.endpoint}"
 
 
-TRANSPORT_KEYS = frozenset(EndpointSpec.model_fields) - {"endpoint", "model"}
+TRANSPORT_KEYS = frozenset(EndpointSpec.model_fields) - {"endpoint", "model", "omit"}
 """Keys of an endpoint that say how it is reached, and change no answer."""
 
 

@@ -26,6 +26,7 @@ OWNED_TRAINING_KEYS = {
     "accelerator_config": "use `rows_per_step` and `data` of the stage",
     "prediction_loss_only": "evaluation uses the `objective` of the stage and gathers no logits",
     "push_to_hub": "upload the finished model with the `hf` command",
+    "logging_dir": "TensorBoard's files go to the stage's `tensorboard` folder, or where TENSORBOARD_LOGGING_DIR says",
     "auto_find_batch_size": "use `per_device_train_batch_size`, which has to divide `rows_per_step`",
     "save_only_model": "use `save_total_limit`, since a stopped run goes on from whole checkpoints only",
     "train_sampling_strategy": "use `data` and `by` of the stage, from which the order of its rows follows",

@@ -53,7 +53,8 @@ def check_ahead(recipe: Recipe, names: Sequence[str], *, models: bool = True) ->
         if models and not errors:
             errors += _together(stage, context, where)
         if not errors and isinstance(stage, EvaluateStage):
-            errors += _found(f"{where}.on: ", ahead_check("rows"), context)
+            errors += _found(f"{where}.on: ", ahead_check("rows"), context) if stage.on else []
+            errors += _found(f"{recipe.source}: ", ahead_check("suites"), context) if stage.has_suites else []
     if errors:
         raise InputErrors(list(dict.fromkeys(errors)))
 

@@ -12,6 +12,7 @@ from preceptor.distributed import world_size
 from preceptor.errors import InputError, did_you_mean, shown
 from preceptor.objective import Attention, Logits, NextToken, RouterBalance, Term
 from preceptor.recipe import DistillStage, LogitsSpec, LoraSpec, NextTokenSpec, RouterBalanceSpec, SftStage
+from preceptor.trackers import check_trackers
 
 if TYPE_CHECKING:
     from preceptor.objective.attention import LayerPolicy
@@ -28,7 +29,8 @@ def check_training(training: dict[str, Any]) -> None:
             raise InputError(
                 f"training.{key}: is not a key of transformers.TrainingArguments{did_you_mean(key, known)}; remove it"
             )
-    training_arguments(training, Path("unused"), seed=0, accumulation=1)
+    arguments = training_arguments(training, Path("unused"), seed=0, accumulation=1)
+    check_trackers(arguments.report_to)
 
 
 def training_arguments(training: dict[str, Any], directory: Path, *, seed: int, accumulation: int) -> TrainingArguments:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from preceptor.errors import InputError
 from preceptor.recipe import DatasetSpec, DistillStage, ModelSpec, Recipe, SftStage, StoreStage, expand, local_path
 from preceptor.recipe.base import stage_of
 
@@ -61,6 +62,13 @@ class StageContext:
         if spec.test is not None:
             changes["test"] = self._data(spec.test, spec.format)
         return spec.model_copy(update=changes)
+
+    def resolve_file(self, text: str) -> str:
+        """The absolute path of a file or folder that the recipe names. Raises InputError where there is none."""
+        path = local_path(text, self.recipe.folder)
+        if path is None:
+            raise InputError(f"{text!r} does not exist; give the path of a file")
+        return str(path)
 
     def _data(self, value: str | list[str], format_: str | None) -> str | list[str]:
         if isinstance(value, list):

@@ -8,21 +8,17 @@ same rows.
 from __future__ import annotations
 
 import json
-import os
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from preceptor.data.template import ChatTemplate, Message, choose_template
 from preceptor.errors import InputError
+from preceptor.evaluation.kept import Kept
+from preceptor.evaluation.local_answers import load_writer
+from preceptor.evaluation.measure import by_length
+from preceptor.evaluation.progress import Progress
 from preceptor.files import sha256_json, write_atomic
-from preceptor.models.load import load_model
-from preceptor.models.sampling import Sampled, check_can_sample, row_uniforms, sample
-from preceptor.models.tokenizers import check_tokenizer_fits, load_tokenizer
+from preceptor.models.sampling import Sampled, row_uniforms, sample, stop_tokens
 from preceptor.stages.datasets import split_for
 
 if TYPE_CHECKING:
@@ -32,7 +28,6 @@ if TYPE_CHECKING:
     from preceptor.stages.context import StageContext
 
 PARTIAL = "rows.partial.jsonl"
-_REPORT_SECONDS = 10.0  # one progress line at most this often: readable in a pipe, and proof of life
 
 
 @dataclass(frozen=True)
@@ -58,72 +53,41 @@ def execute(spec: GenerateStage, context: StageContext) -> dict[str, Any]:
         InputError: whatever loading refuses, a recurrent model, no begin token, prompts without a conversation or
         all too long.
     """
-    model_spec = context.resolve_model(spec.model)
-    tokenizer = load_tokenizer(model_spec, announce=context.log)
-    model = load_model(model_spec, role="teacher")
-    check_tokenizer_fits(tokenizer, model)
-    check_can_sample(model)
-    if model_spec.device_map is None and torch.cuda.is_available():
-        model = model.to("cuda")
+    model, tokenizer = load_writer(context.resolve_model(spec.model), announce=context.log)
     context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     prompts = _prompts(spec, context, tokenizer, context_length)
-    stop = _stop_tokens(model.generation_config.eos_token_id, tokenizer)
+    stop = stop_tokens(model, tokenizer)
     # Same file only for the same rows: the batch size may change between attempts, these things may not.
     what = [spec.model_dump(mode="json", exclude={"batch_size"}), context.seed, len(prompts)]
-    partial = context.directory / PARTIAL
-    done = _resume(partial, {"rows": sha256_json(what)})
+    kept: Kept[int] = Kept(context.directory / PARTIAL, {"rows": sha256_json(what)})
+    done = kept.results
     if done:
         context.log(f"{context.name}: goes on after {len(done):,} of {len(prompts):,} rows")
-    progress = _Progress(context, total=len(prompts), done=len(done))
-    with partial.open("a", encoding="utf-8") as stream:
-        for batch in _batches([prompt for prompt in prompts if prompt.row not in done], spec.batch_size):
-            sampled = sample(
-                model,
-                [prompt.ids for prompt in batch],
-                [row_uniforms(context.seed, prompt.row, prompt.allowed) for prompt in batch],
-                stop=stop,
-                temperature=spec.temperature,
-                top_p=spec.top_p,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-            for prompt, result in zip(batch, sampled, strict=True):
-                done[prompt.row] = _row(prompt, result, tokenizer)
-                stream.write(json.dumps([prompt.row, done[prompt.row]], ensure_ascii=False) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-            progress.add(len(batch), sum(len(result.tokens) for result in sampled))
+    progress = Progress(context.name, len(prompts), context.log, done=len(done))
+    missing = [prompt for prompt in prompts if prompt.row not in done]
+    for chosen in by_length([len(prompt.ids) for prompt in missing], spec.batch_size):
+        batch = [missing[index] for index in chosen]
+        sampled = sample(
+            model,
+            [prompt.ids for prompt in batch],
+            [row_uniforms(context.seed, prompt.row, prompt.allowed) for prompt in batch],
+            stop=stop,
+            temperature=spec.temperature,
+            top_p=spec.top_p,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        kept.add((prompt.row, _row(prompt, result, tokenizer)) for prompt, result in zip(batch, sampled, strict=True))
+        progress(len(batch), sum(len(result.tokens) for result in sampled))
     rows = [done[row] for row in sorted(done)]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_atomic(context.directory / "rows.jsonl", text)
-    partial.unlink()
+    kept.path.unlink(missing_ok=True)
     return {
         "rows": len(rows),
         "tokens": sum(row["tokens"] for row in rows),
         "finished": sum(row["finished"] for row in rows),
         "skipped_prompts": spec.rows - len(rows),
     }
-
-
-class _Progress:
-    """One line at most every `_REPORT_SECONDS`, and one at the end."""
-
-    def __init__(self, context: StageContext, *, total: int, done: int) -> None:
-        self.context, self.total, self.done = context, total, done
-        self.rows = self.tokens = 0
-        self.started = self.reported = time.monotonic()
-
-    def add(self, rows: int, tokens: int) -> None:
-        self.done, self.rows, self.tokens = self.done + rows, self.rows + rows, self.tokens + tokens
-        now = time.monotonic()
-        if now - self.reported < _REPORT_SECONDS and self.done < self.total:
-            return
-        self.reported = now
-        seconds = max(now - self.started, 1e-9)
-        left = (self.total - self.done) * seconds / self.rows
-        self.context.log(
-            f"{self.context.name}: {self.done:,} of {self.total:,} rows, {self.tokens / seconds:,.0f} "
-            f"tokens/s, {left:.0f} s left"
-        )
 
 
 def _prompts(
@@ -176,20 +140,6 @@ def _prompts(
     return prompts
 
 
-def _batches(prompts: list[_Prompt], size: int) -> Iterator[list[_Prompt]]:
-    # Longest first: little padding, and a batch that does not fit into memory fails at once, not after an
-    # hour.
-    ordered = sorted(prompts, key=lambda prompt: (-len(prompt.ids), prompt.row))
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
-
-
-def _stop_tokens(configured: int | list[int] | None, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    several = configured if isinstance(configured, list) else [configured]
-    own = (tokenizer.eos_token_id, tokenizer.bos_token_id)
-    return {token for token in (*several, *own) if token is not None}
-
-
 def _row(prompt: _Prompt, sampled: Sampled, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     text = tokenizer.decode(sampled.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     facts = {"finished": sampled.finished, "tokens": len(sampled.tokens)}
@@ -198,20 +148,3 @@ def _row(prompt: _Prompt, sampled: Sampled, tokenizer: PreTrainedTokenizerBase) 
     # The template writes the space before an answer; kept here it would be there twice.
     messages = [*prompt.messages, {"role": "assistant", "content": text.strip()}]
     return {"messages": messages, **facts, "origin": prompt.origin}
-
-
-def _resume(partial: Path, header: dict[str, str]) -> dict[int, dict[str, Any]]:
-    """Rows an interrupted attempt wrote; a line it cut short is removed, another spec's file replaced."""
-    lines = partial.read_bytes().split(b"\n")[:-1] if partial.exists() else []
-    done: dict[int, dict[str, Any]] = {}
-    good = [json.dumps(header)]
-    try:
-        if lines and json.loads(lines[0]) == header:
-            for line in lines[1:]:
-                row, content = json.loads(line)
-                done[int(row)] = content
-                good.append(line.decode())
-    except ValueError:
-        pass
-    write_atomic(partial, "\n".join(good) + "\n")
-    return done

@@ -34,6 +34,7 @@ from preceptor.stages.encoding import stage_rows, stage_tokenizer
 from preceptor.stages.stores import title_of
 from preceptor.stages.teachers import build_teacher
 from preceptor.teachers import RoutedTeacher, StoredTeacher
+from preceptor.trackers import lead_trackers
 from preceptor.trainer import DistillationTrainer
 
 
@@ -165,11 +166,12 @@ def _trainer(
         calibration=[row for data in rows.datasets.values() for row in data.train[:calibration]],
         callbacks=[
             MetricsFile(context.directory / "metrics.jsonl"),
-            PlainProgress(lambda line: context.log(f"{context.name}: {line}"), objective.names),
+            PlainProgress(lambda line: context.log(f"{context.name}: {line}"), objective.names, context.name),
         ],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
+    lead_trackers(trainer, directory=context.directory, name=f"{context.recipe.name}/{context.name}")
     return trainer
 
 

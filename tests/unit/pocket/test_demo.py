@@ -10,8 +10,9 @@ import yaml
 
 from preceptor.errors import InputError
 from preceptor.pocket.demo import main
+from preceptor.pocket.methods import APART, DISTILLED, METHODS, TEACHER
 from preceptor.pocket.shop import SHOP, make_shop_rows
-from preceptor.pocket.study import APART, DISTILLED, METHODS, NOISE, TEACHER, Size, study_recipe, write_study
+from preceptor.pocket.study import NOISE, Size, study_recipe, write_study
 from preceptor.pocket.tasks import TASKS, make_rows
 from preceptor.pocket.worker import run_stage
 from preceptor.recipe import load_recipe
@@ -34,13 +35,14 @@ def test_the_demo_writes_its_report_and_figures_and_keeps_what_is_done(tmp_path:
         entry = report["models"][name]
         assert set(entry["tasks"]) == {*TASKS, *SHOP}
         assert ("kl_teacher" in entry) == (name in DISTILLED)
-        assert entry["retention"] is None or entry["kl_reference"]["score"] >= -1e-6
+        assert entry["retention"] is None or entry["kl_reference"]["value"] >= -1e-6
     for name in FIRST_STAGE:
         assert report["models"][name]["kl_teacher"] > 0.5
         assert report["models"][name]["attention_kl"] > 0.05
     # Every aligned model saw the same rows of the shop, and a step's teachers only their own.
-    mixture = report["models"]["dae"]["mixture"]
-    assert mixture == report["models"]["replay"]["mixture"]
+    stages = {stage["name"]: stage for stage in report["runs"][0]["stages"]}
+    mixture = stages["dae"]["data"]
+    assert mixture == stages["replay"]["data"]
     assert mixture["shop"]["rows"] == 4
     assert mixture["public"]["rows"] == 12
     logged = (out / "seed-43/runs/dae/dae/metrics.jsonl").read_text().splitlines()
@@ -48,8 +50,12 @@ def test_the_demo_writes_its_report_and_figures_and_keeps_what_is_done(tmp_path:
     # The other losses of a run are measured although they are not minimised.
     logged = (out / "seed-43/runs/kd_prediction/kd_prediction/metrics.jsonl").read_text().splitlines()
     assert all(json.loads(logged[-1])[key] > 0.05 for key in ("logits", "attention", "grad_norm"))
-    for figure in report["figures"]:
-        assert (out / figure).read_bytes().startswith(b"\x89PNG")
+    drawn = {Path(figure).stem for figure in report["figures"]}
+    assert {"losses", "routes", "gradient_norms", "scores", "retention", "tasks"} <= drawn
+    assert all((out / figure).stat().st_size > 1000 for figure in report["figures"])
+    page = (out / "report.html").read_text()
+    assert "KD, both" in page
+    assert "The pocket study" in page
     saved = json.loads((out / "report.json").read_text())
     assert saved["models"] == report["models"]
     assert (out / "results" / "seed-43.json").exists()

@@ -1,0 +1,127 @@
+"""Reading other tools' JSON and JSONL files row by row, so that an error names the line to mend.
+
+The official files of MT-Bench and AlpacaEval are made by hand and by many scripts; what is wrong with one must be said
+before a judge is paid.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from preceptor.errors import InputError, shown
+
+_LISTED = 5  # names shown of many
+
+
+class Row:
+    """An object of a file and where it stands; its fields are read with their types checked."""
+
+    def __init__(self, origin: str, fields: dict[str, Any], expected: str) -> None:
+        self.origin, self.fields, self._expected = origin, fields, expected
+
+    def text(self, key: str, *, empty: bool = True) -> str:
+        """A text, which `empty` allows to be blank."""
+        value = self.value(key)
+        if not isinstance(value, str):
+            self.refuse(f"`{key}` is {shown(value)} and must be a text")
+        if not empty and not value.strip():
+            self.refuse(f"`{key}` is an empty text")
+        return value
+
+    def value(self, key: str) -> Any:
+        """Any value. Raises InputError where the key is absent."""
+        if key not in self.fields:
+            has = accepted_keys(self.fields)
+            self.refuse(f"has no `{key}`" + (f" (it has {has})" if has else ""))
+        return self.fields[key]
+
+    def refuse(self, what: str) -> NoReturn:
+        """Raises InputError: where, `what`, and what file is expected."""
+        raise InputError(f"{self.origin}: {what}; {self._expected}")
+
+
+def accepted_keys(fields: dict[str, Any]) -> str:
+    """The first keys of an object, for a message."""
+    return listed(f"`{key}`" for key in fields)
+
+
+def listed(values: Iterable[object]) -> str:
+    """The first five values joined by commas, and an ellipsis where there are more."""
+    names = [str(value) for value in values]
+    return ", ".join(names[:_LISTED]) + (", …" if len(names) > _LISTED else "")
+
+
+def read_jsonl(path: Path, expected: str, *, where: str = "") -> list[Row]:
+    """The objects of a JSONL file with `PATH:LINE` as their origin; blank lines are passed over.
+
+    Args:
+        path: the file, UTF-8.
+        expected: what the file is to be, as the end of a sentence ("give the official question.jsonl").
+        where: a prefix of messages, such as the place of the path in a recipe.
+
+    Raises:
+        InputError: no such file, not UTF-8, a line that is no JSON object, or no row at all.
+    """
+    return _some(list(_jsonl(path, expected, where)), path, expected, where)
+
+
+def read_json_list(path: Path, expected: str, *, where: str = "") -> list[Row]:
+    """The objects of a JSON file that holds one list, with `PATH: row N` (from 1) as their origin.
+
+    Args and Raises as `read_jsonl`.
+    """
+    try:
+        value = json.loads(_content(path, expected, where))
+    except (json.JSONDecodeError, RecursionError) as error:
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise InputError(f"{where}{path}{line}: not valid JSON: {_said(error)}; {expected}") from None
+    if not isinstance(value, list):
+        raise InputError(f"{where}{path}: must hold a list of objects, not {shown(value)}; {expected}")
+    rows = [_row(f"{where}{path}: row {number}", each, expected) for number, each in enumerate(value, 1)]
+    return _some(rows, path, expected, where)
+
+
+def _jsonl(path: Path, expected: str, where: str) -> Iterator[Row]:
+    # Not splitlines: answers may hold other line separators (U+2028) unescaped, which do not end a JSONL row.
+    for number, line in enumerate(_content(path, expected, where).split("\n"), 1):
+        if not line.strip():
+            continue
+        origin = f"{where}{path}:{number}"
+        try:
+            value = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise InputError(
+                f"{origin}: not valid JSON: {_said(error)}; JSONL has one object per line, and the line may have been "
+                "cut off while the file was written"
+            ) from None
+        yield _row(origin, value, expected)
+
+
+def _content(path: Path, expected: str, where: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{where}{path}: is not UTF-8 text; {expected}") from None
+    except FileNotFoundError:
+        raise InputError(f"{where}{path}: does not exist; {expected}") from None
+    except OSError as error:
+        raise InputError(f"{where}{path}: cannot be read ({error.strerror}); {expected}") from None
+
+
+def _said(error: Exception) -> str:
+    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "too deep"
+
+
+def _row(origin: str, value: object, expected: str) -> Row:
+    if not isinstance(value, dict):
+        raise InputError(f"{origin}: must be an object, not {shown(value)}; {expected}")
+    return Row(origin, value, expected)
+
+
+def _some(rows: Sequence[Row], path: Path, expected: str, where: str) -> list[Row]:
+    if not rows:
+        raise InputError(f"{where}{path}: has no rows; {expected}")
+    return list(rows)

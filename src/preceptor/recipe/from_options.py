@@ -1,0 +1,151 @@
+"""The recipe of one `evaluate` stage that the options of `preceptor evaluate` stand for.
+
+Scoring a checkpoint needs no recipe file; but it is the same stage as in one, so it resumes, refuses and reports alike,
+and the recipe is left in the run's directory for a user who wants to change more than the options offer.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from preceptor.errors import InputError
+
+STAGE = "scores"
+_ADDRESSES = ("http://", "https://")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that `evaluation` reads."""
+    add = parser.add_argument
+    add(
+        "models",
+        nargs="*",
+        metavar="[NAME=]MODEL",
+        help="a folder or Hub id, or URL#MODEL of an OpenAI-compatible endpoint; also key=value of the recipe it makes",
+    )
+    add("--reference", metavar="NAME", help="the model whose general ability is to be kept")
+    add("--expert", metavar="NAME", help="the model whose domain ability is to be gained")
+    rows = parser.add_argument_group("rows (data files with `messages`, and `metric`, `choices`, `task`)")
+    rows.add_argument("--general", metavar="FILE", action="append", default=[], help="rows of general ability")
+    rows.add_argument("--domain", metavar="FILE", action="append", default=[], help="rows of the domain")
+    suites = parser.add_argument_group("suites")
+    suites.add_argument(
+        "--mt-bench",
+        metavar="FOLDER",
+        help="the official data: question.jsonl, reference_answer/gpt-4.jsonl, and judge_prompts.jsonl there or above",
+    )
+    suites.add_argument("--alpaca-eval", metavar="FILE", help="model_outputs.json of the baseline")
+    suites.add_argument("--annotator-prompt", metavar="FILE", help="AlpacaEval's prompt template")
+    suites.add_argument("--tasks", metavar="A,B", help="tasks of lm-evaluation-harness")
+    suites.add_argument("--include", metavar="FOLDER", action="append", default=[], help="folder of further task files")
+    judge = parser.add_argument_group("judge")
+    judge.add_argument("--judge", metavar="URL#MODEL", help="an OpenAI-compatible endpoint that judges the answers")
+    judge.add_argument("--judge-key-env", metavar="VARIABLE", help="environment variable that holds its key")
+    parser.add_argument("--out", metavar="DIR", default="scores", help="where to write (default: scores)")
+
+
+def evaluation(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """The recipe as a mapping, and the `key=value` texts among the arguments that are to be applied to it.
+
+    Raises:
+        InputError: an option that contradicts another or names a folder without the official files.
+    """
+    models, overrides = _models(options.models)
+    out = Path(options.out).absolute()
+    stage: dict[str, Any] = {"kind": "evaluate", "models": models}
+    for role in ("reference", "expert"):
+        name = getattr(options, role)
+        if name is not None:
+            if name not in models:
+                raise InputError(
+                    f"preceptor evaluate: --{role} is {name!r}, and the models are {', '.join(models) or 'none'}; "
+                    "name one of them"
+                )
+            stage[role] = models[name]
+    data = {
+        **_datasets("general", options.general),
+        **_datasets("domain", options.domain),
+    }
+    if data:
+        stage["on"] = list(data)
+    judge = _judge(options)
+    if options.mt_bench is not None:
+        stage["mt_bench"] = {**_mt_bench(Path(options.mt_bench)), **judge}
+    if options.alpaca_eval is not None:
+        prompt = {} if options.annotator_prompt is None else {"prompt": options.annotator_prompt}
+        stage["alpaca_eval"] = {"baseline": options.alpaca_eval, **prompt, **judge}
+    if judge and options.mt_bench is None and options.alpaca_eval is None:
+        raise InputError("preceptor evaluate: --judge has nothing to judge; add --mt-bench or --alpaca-eval")
+    if options.tasks is not None:
+        stage["tasks"] = {
+            "names": options.tasks.split(","),
+            **({"include": options.include} if options.include else {}),
+        }
+    return {
+        "name": out.name,
+        "runs_dir": str(out.parent),
+        "data": data,
+        "stages": {STAGE: stage},
+    }, overrides
+
+
+def _models(given: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    models: dict[str, Any] = {}
+    overrides = []
+    for text in given:
+        name, separator, value = text.partition("=")
+        if separator and name.startswith(("stages.", "data.", "seed")):
+            overrides.append(text)
+            continue
+        # An address may hold "=" as well; a name has no slash.
+        if not separator or "/" in name:
+            name, value = "", text
+        model = _endpoint(value, text) if value.startswith(_ADDRESSES) else {"path": value}
+        name = name or (model.get("model") or value).rstrip("/").rpartition("/")[2]
+        if name in models:
+            raise InputError(
+                f"preceptor evaluate: two models are called {name!r}; give them names, as in first={value} other=…"
+            )
+        models[name] = model
+    return models, overrides
+
+
+def _endpoint(value: str, given: str) -> dict[str, Any]:
+    url, _, model = value.partition("#")
+    if not model:
+        raise InputError(f"preceptor evaluate: {given!r} names no model of the endpoint; write {url}#MODEL")
+    return {"endpoint": url, "model": model}
+
+
+def _datasets(role: str, files: Sequence[str]) -> dict[str, Any]:
+    """Named after their role, and numbered where there are several."""
+    names = [role] if len(files) == 1 else [f"{role}-{number}" for number in range(1, len(files) + 1)]
+    return {name: {"path": file, "holdout": "all", "role": role} for name, file in zip(names, files)}
+
+
+def _judge(options: argparse.Namespace) -> dict[str, Any]:
+    if options.judge is None:
+        if options.judge_key_env is not None:
+            raise InputError("preceptor evaluate: --judge-key-env is given without --judge; add --judge URL#MODEL")
+        return {}
+    key = {} if options.judge_key_env is None else {"key_env": options.judge_key_env}
+    return {"judge": {**_endpoint(options.judge, f"--judge {options.judge}"), **key}}
+
+
+def _mt_bench(folder: Path) -> dict[str, Any]:
+    """The official files where FastChat's `llm_judge/data/mt_bench` has them."""
+    questions = folder if folder.is_file() else folder / "question.jsonl"
+    if not questions.is_file():
+        raise InputError(
+            f"preceptor evaluate: --mt-bench {folder}: there is no question.jsonl; give the folder of the official "
+            "data (fastchat/llm_judge/data/mt_bench)"
+        )
+    found = {"questions": str(questions)}
+    for key, name in (("prompts", "judge_prompts.jsonl"), ("references", "reference_answer/gpt-4.jsonl")):
+        path = next((place / name for place in questions.parents[:2] if (place / name).is_file()), None)
+        if path is not None:
+            found[key] = str(path)
+    return found

@@ -1,0 +1,64 @@
+"""Files of a run as they are found: whole, torn, of a newer version or of another program."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from preceptor.errors import shown
+
+Say = Callable[[str], None]
+"""Takes one sentence on what is wrong."""
+
+
+def read_object(path: Path, say: Say) -> dict[str, Any] | None:
+    """A JSON object; None, and a sentence, where the file is no such thing."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        say(f"{path.name}: cannot be read ({error.strerror})")
+        return None
+    except (ValueError, RecursionError):
+        say(f"{path.name}: is not JSON; was it cut short or edited?")
+        return None
+    if not isinstance(value, dict):
+        say(f"{path.name}: holds {shown(value)} where a JSON object belongs")
+        return None
+    return value
+
+
+def read_lines(path: Path, say: Say) -> list[dict[str, Any]]:
+    """The JSON objects of a file of lines, those that cannot be read left out and counted."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        say(f"{path.name}: cannot be read ({error.strerror})")
+        return []
+    found: list[dict[str, Any]] = []
+    broken: list[int] = []
+    lines = text.split("\n")
+    if not lines[-1]:
+        lines.pop()
+    for number, line in enumerate(lines, start=1):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if isinstance(value, dict):
+            found.append(value)
+        else:
+            broken.append(number)
+    if broken == [len(lines)] and not text.endswith("\n"):
+        say(f"{path.name}: its last line is cut short, as by a kill; the {len(found):,} before it are used")
+    elif broken:
+        counted = f"line {broken[0]:,}" if len(broken) == 1 else f"{len(broken):,} lines (the first is {broken[0]:,})"
+        say(f"{path.name}: {counted} cannot be read as JSON objects; the other {len(found):,} are used")
+    return found
+
+
+def of_newer_format(value: dict[str, Any], known: int) -> bool:
+    """Whether a later version of preceptor wrote it, whose fields may mean something else."""
+    number = value.get("format")
+    return isinstance(number, int) and number > known

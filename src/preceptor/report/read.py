@@ -1,0 +1,222 @@
+"""Run directories as they are found, finished or not: what is there is read, what is missing is said in a sentence.
+
+Only `stage.json`, `started.json`, `scores.json`, `predictions/*.jsonl`, `metrics.jsonl` and the text of `recipe.yaml`
+are read; no model, and nothing that needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from preceptor.report.lines import Say, of_newer_format, read_lines, read_object
+from preceptor.report.predictions import read_predictions
+from preceptor.report.scores_file import Scores, read_scores, scores_of_record
+from preceptor.report.sources import Place, recipe_value
+
+STAGE_FORMAT = 1
+TRAINING = ("sft", "distill")
+Status = Literal["done", "unfinished", "unreadable"]
+
+
+@dataclass
+class Stage:
+    """One stage's directory. `record` is its stage.json, or of an unfinished one its started.json."""
+
+    name: str
+    kind: str | None
+    directory: Path
+    status: Status
+    record: Mapping[str, Any]
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    scores: Scores | None = None
+    predictions: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def given(self) -> Mapping[str, Any]:
+        """The stage's spec, defaults included; of an unfinished stage without what cannot change a result."""
+        value = self.record.get("given", self.record.get("spec"))
+        return value if isinstance(value, dict) else {}
+
+    @property
+    def results(self) -> Mapping[str, Any]:
+        value = self.record.get("results")
+        return value if isinstance(value, dict) else {}
+
+    @property
+    def reportable(self) -> bool:
+        return self.status != "unreadable" or bool(self.metrics) or self.scores is not None
+
+
+@dataclass
+class Run:
+    """One run: its stages in the recipe's order, and what is to be said of it."""
+
+    id: str
+    path: str
+    seed: int | None
+    recipe: str | None
+    plan: Mapping[str, Any]
+    """The recipe as a mapping; empty where it could not be read."""
+    stages: list[Stage]
+    problems: list[str]
+    titles: Mapping[str, str] = field(default_factory=dict)
+    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def title_of(self, name: str) -> str:
+        """What a model or stage is called in the report."""
+        return self.titles.get(name, name)
+
+
+def read_run(place: Place) -> Run:
+    """Reads all of one run that can be read; its `problems` say what cannot."""
+    problems = list(place.problems)
+    read = [read_stage(directory, problems.append) for directory in place.stages]
+    stages: dict[str, Stage] = {}
+    for stage in read:  # the first finished one: an untrained student may be in several directories of one run
+        if stage.name not in stages or (stage.status == "done" and stages[stage.name].status != "done"):
+            stages[stage.name] = stage
+    text, plan = _recipe(place, problems.append)
+    planned = list(plan.get("stages", {}))
+    waiting = [name for name in planned if name not in stages] if place.whole and stages else []
+    if waiting:
+        problems.append(f"{', '.join(map(str, waiting))}: not begun; `{_COMMAND}` goes on with the run")
+    given = place.given
+    seeds = [stage.record.get("seed") for stage in stages.values()]
+    seed = given.seed if given is not None and given.seed is not None else next((s for s in seeds if _whole(s)), None)
+    key = {name: number for number, name in enumerate(planned)}
+    return Run(
+        id=place.title,
+        path=place.path,
+        seed=seed,
+        recipe=text,
+        plan=plan,
+        stages=sorted(stages.values(), key=lambda s: (key.get(s.name, len(key)), str(s.record.get("started")), s.name)),
+        problems=[problem.replace(_COMMAND, _command(text)) for problem in problems],
+        titles={} if given is None else given.titles,
+        measured={} if given is None else given.measured,
+    )
+
+
+def named_apart(runs: Sequence[Run]) -> list[Run]:
+    """Gives runs of one name as many of their folders as tell them apart, and a number where none does."""
+    longer = {run.id: [each for each in runs if each.id == run.id] for run in runs}
+    for same in (each for each in longer.values() if len(each) > 1):
+        folders = [Path(run.path).resolve().parent.parts[1:] for run in same]
+        depth = next((n for n in range(1, 9) if len({parts[-n:] for parts in folders}) == len(same)), 1)
+        for run, parts in zip(same, folders, strict=True):
+            run.id = "/".join((*parts[-depth:], run.id))
+    names = [run.id for run in runs]
+    for number, run in enumerate(runs):
+        if names.count(names[number]) > 1:
+            run.id = f"{names[number]} ({names[: number + 1].count(names[number])})"
+    return list(runs)
+
+
+_COMMAND = "preceptor run recipe.yaml"
+
+
+def _command(recipe: str | None) -> str:
+    """The command that goes on with a run: its recipe.yaml names the recipe it comes from in its first line."""
+    first = (recipe or "").split("\n", 1)[0]
+    if first.startswith("# From ") and ", overrides applied;" in first:
+        return f"preceptor run {first[len('# From ') : first.index(', overrides applied;')]}"
+    return _COMMAND
+
+
+def _recipe(place: Place, say: Say) -> tuple[str | None, Mapping[str, Any]]:
+    if place.recipe is None:
+        if place.stages:
+            say("recipe.yaml: is missing, so that what the run was given is known from its stages alone")
+        return None, {}
+    try:
+        text = place.recipe.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        say("recipe.yaml: cannot be read as text, so that what the run was given is known from its stages alone")
+        return None, {}
+    value = recipe_value(place.recipe)
+    if not value:
+        say("recipe.yaml: is no recipe; it is shown as it is")
+    return text, value
+
+
+def read_stage(directory: Path, say: Say) -> Stage:
+    """One stage's directory, whatever state it is in."""
+    record, status = _record(directory, lambda problem: say(f"{directory.name}: {problem}"))
+    name = record.get("stage") if isinstance(record.get("stage"), str) else directory.name
+    stage = Stage(str(name), _kind(record), directory, status, record)
+
+    def told(problem: str) -> None:
+        say(f"{stage.name}: {problem}")
+
+    if (directory / "metrics.jsonl").is_file():
+        stage.metrics = _metrics(directory / "metrics.jsonl", told)
+    elif status == "done" and stage.kind in TRAINING:
+        told("metrics.jsonl is missing, so that there are no curves of it")
+    if (directory / "scores.json").is_file():
+        stage.scores = read_scores(directory / "scores.json", told)
+    elif status == "done" and stage.kind == "evaluate":
+        told("scores.json is missing; its means are those of stage.json, without tasks and examples")
+        stage.scores = scores_of_record(stage.results)
+    if stage.scores is not None:
+        stage.predictions = read_predictions(directory / "predictions", stage.scores, told)
+    return stage
+
+
+def _record(directory: Path, say: Say) -> tuple[Mapping[str, Any], Status]:
+    """stage.json, else started.json, else nothing; with what that says about the stage."""
+    if (directory / "stage.json").exists():
+        value = read_object(directory / "stage.json", say)
+        if value is None:
+            return {}, "unreadable"
+        if of_newer_format(value, STAGE_FORMAT):
+            say(
+                f"stage.json: is of format {value['format']}, and this preceptor reads format {STAGE_FORMAT}; "
+                "make the report with the version that wrote it"
+            )
+            return {}, "unreadable"
+        if not isinstance(value.get("stage"), str) or not isinstance(value.get("kind"), str):
+            say("stage.json: is not the record of a stage of preceptor; it is left out")
+            return {}, "unreadable"
+        return value, "done"
+    if not (directory / "started.json").exists():
+        say("has no stage.json and no started.json, so that what made it is unknown; what can be read of it is shown")
+        return {}, "unreadable"
+    value = read_object(directory / "started.json", say) or {}
+    cause = _cause(directory / "error.txt")
+    how = "it was stopped, or is still running" if cause is None else f"it failed ({cause})"
+    say(f"has started.json and no stage.json: {how}; `{_COMMAND}` goes on with it")
+    return value, "unfinished"
+
+
+def _cause(path: Path) -> str | None:
+    """The last line of a traceback."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return None
+    return lines[-1][:200] if lines else None
+
+
+def _kind(record: Mapping[str, Any]) -> str | None:
+    kind = record.get("kind")
+    if kind is None and isinstance(record.get("spec"), dict):
+        kind = record["spec"].get("kind")
+    return kind if isinstance(kind, str) else None
+
+
+def _metrics(path: Path, say: Say) -> list[dict[str, Any]]:
+    """The log lines that name a step."""
+    lines = read_lines(path, say)
+    found = [line for line in lines if _whole(line.get("step"))]
+    if len(found) < len(lines):
+        say(f"{path.name}: {len(lines) - len(found):,} of {len(lines):,} lines name no step; they are in no curve")
+    elif not lines and path.stat().st_size == 0:
+        say(f"{path.name}: is empty; no step was logged")
+    return found
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,1 @@
+"""What the page shows, ready to be set: sentences, tables and examples, each a function of the report's content."""

@@ -1,0 +1,216 @@
+"""The suites of an `evaluate` stage: every model answers, a judge grades all answers, tasks are run.
+
+Answers, judgments and the judge's replies are kept as they come, so a stage that was stopped asks nothing twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from preceptor.evaluation.alpaca_eval.annotating import TOP_LOGPROBS
+from preceptor.evaluation.alpaca_eval.benchmark import evaluate_alpaca_eval, read_alpaca_eval_files
+from preceptor.evaluation.alpaca_eval.outputs import answer_alpaca_eval
+from preceptor.evaluation.chat_prompts import check_can_answer
+from preceptor.evaluation.chats import Advance, Answer, ChatRequest
+from preceptor.evaluation.endpoint import Endpoint
+from preceptor.evaluation.endpoint_answers import EndpointAnswerer
+from preceptor.evaluation.judge import file_name
+from preceptor.evaluation.local_answers import LocalAnswerer, local_answerer
+from preceptor.evaluation.mt_bench.answers import answer_mt_bench, temperatures_of
+from preceptor.evaluation.mt_bench.benchmark import evaluate_mt_bench, read_mt_bench_files
+from preceptor.evaluation.tasks import check_tasks, run_tasks
+from preceptor.recipe import AlpacaEvalSpec, EndpointSpec, EvaluateStage, ModelSpec, MtBenchSpec, TasksSpec
+
+if TYPE_CHECKING:
+    from preceptor.stages.context import StageContext
+
+Log = Callable[[str], None]
+_Suite = TypeVar("_Suite", MtBenchSpec, AlpacaEvalSpec, TasksSpec)
+
+
+class _MtBench:
+    """MT-Bench in one stage: its files, its judge, and the answers so far."""
+
+    turns = 2
+
+    def __init__(self, spec: MtBenchSpec, models: Sequence[str], judge: Endpoint | None, where: str) -> None:
+        self.spec, self.judge = spec, judge
+        self.files = read_mt_bench_files(spec, models, where=f"{where}.")
+        temperatures_of(self.files.questions, spec)  # refuses those of unknown categories
+        self.answered: dict[str, Path] = {}
+        self.notes: list[str] = []
+
+    def check_judge(self) -> None:
+        if self.judge is not None:
+            self.judge.check()
+
+    def answer(self, name: str, writer: _Writer | _Served, context: StageContext, log: Log) -> None:
+        path = context.directory / "mt_bench" / "model_answer" / f"{name}.jsonl"
+        writer.batch_size = self.spec.batch_size
+        given = answer_mt_bench(self.files.questions, writer, self.spec, path, context.seed, log)
+        self.answered[name] = path
+        self.notes += given.warnings()
+
+    def score(self, directory: Path, **shared: Any) -> dict[str, Any]:
+        folder = directory / "mt_bench"
+        found = evaluate_mt_bench(self.spec, self.files, self.answered, folder, judge=self.judge, **shared)
+        return {**found, "warnings": [*found["warnings"], *self.notes]}
+
+
+class _AlpacaEval:
+    """AlpacaEval in one stage: its files, its judge, and the answers so far."""
+
+    turns = 1
+
+    def __init__(self, spec: AlpacaEvalSpec, models: Sequence[str], judge: Endpoint | None, where: str) -> None:
+        self.spec, self.judge = spec, judge
+        self.files = read_alpaca_eval_files(spec, models, where=f"{where}.")
+        self.answered: dict[str, Path] = {}
+        self.notes: list[str] = []
+
+    def check_judge(self) -> None:
+        if self.judge is not None:
+            self.judge.check(top_logprobs=TOP_LOGPROBS if self.spec.preference == "logprobs" else None)
+
+    def answer(self, name: str, writer: _Writer | _Served, context: StageContext, log: Log) -> None:
+        path = context.directory / "alpaca_eval" / file_name(name) / "model_outputs.json"
+        writer.batch_size = self.spec.batch_size
+        given = answer_alpaca_eval(self.files.instructions, writer, self.spec, path, context.seed, log)
+        self.answered[name] = path
+        self.notes += given.warnings()
+
+    def score(self, directory: Path, **shared: Any) -> dict[str, Any]:
+        folder = directory / "alpaca_eval"
+        found = evaluate_alpaca_eval(self.spec, self.files, self.answered, folder, judge=self.judge, **shared)
+        return {**found, "warnings": [*found["warnings"], *self.notes]}
+
+
+class Suites:
+    """The suites of one stage: their files are read and fit together, and no model is loaded yet.
+
+    Raises:
+        InputError: a file that is not what it should be, a key that is not in the environment, an unknown task.
+    """
+
+    def __init__(self, spec: EvaluateStage, context: StageContext) -> None:
+        self.spec, self.context = spec, context
+        self.where = f"stages.{context.name}"
+        self.log: Log = lambda line: context.log(f"{context.name}: {line}")
+        names = [*spec.named, *spec.served]
+        self.judged: dict[str, _MtBench | _AlpacaEval] = {}
+        if spec.mt_bench is not None:
+            bench, where = self._resolved("mt_bench", spec.mt_bench), f"{self.where}.mt_bench"
+            self.judged["mt_bench"] = _MtBench(bench, names, self._judge(bench, where), where)
+        if spec.alpaca_eval is not None:
+            alpaca, where = self._resolved("alpaca_eval", spec.alpaca_eval), f"{self.where}.alpaca_eval"
+            self.judged["alpaca_eval"] = _AlpacaEval(alpaca, names, self._judge(alpaca, where), where)
+        self.tasks = None if spec.tasks is None else self._resolved("tasks", spec.tasks)
+        if self.tasks is not None:
+            check_tasks(self.tasks, where=f"{self.where}.tasks")
+        self.served = {name: self._endpoint(each, f"{self.where}.models.{name}") for name, each in spec.served.items()}
+        for name, model in spec.named.items():
+            resolved = context.resolve_model(model)
+            if all(Path(path).is_dir() for path in (resolved.path, resolved.adapter) if path is not None):
+                for suite in self.judged.values():
+                    check_can_answer(resolved, name=name, turns=suite.turns, max_new_tokens=suite.spec.max_new_tokens)
+
+    def run(self) -> dict[str, Any]:
+        """The parts of `scores.json` that the suites give, by suite.
+
+        Raises:
+            InputError: whatever models, endpoints and files refuse.
+            RunFailed: an endpoint stopped answering.
+        """
+        for suite in self.judged.values():  # before hours of answers
+            suite.check_judge()
+        for endpoint in self.served.values():
+            endpoint.check()
+        if self.tasks is not None:
+            check_tasks(self.tasks, where=f"{self.where}.tasks", data=True)
+        if self.judged:
+            self._answer()
+        reference = self.spec.name_of(self.spec.reference)
+        shared: dict[str, Any] = {"reference": reference, "seed": self.context.seed, "log": self.log}
+        found = {
+            name: suite.score(self.context.directory, resamples=self.spec.resamples, **shared)
+            for name, suite in self.judged.items()
+        }
+        if self.tasks is not None:
+            models = {name: self.context.resolve_model(model) for name, model in self.spec.named.items()}
+            found["tasks"] = run_tasks(
+                models, self.tasks, directory=self.context.directory, where=f"{self.where}.tasks", **shared
+            )
+        return found
+
+    def _answer(self) -> None:
+        """Has every model answer what all suites ask; a local one is gone before the next is loaded."""
+        reference = None if self.spec.reference is None else self.context.resolve_model(self.spec.reference)
+        for name, model in self.spec.named.items():
+            writer = _Writer(name, self.context.resolve_model(model), reference, self.log)
+            for suite in self.judged.values():
+                suite.answer(name, writer, self.context, self.log)
+            del writer
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        for name, endpoint in self.served.items():
+            for suite in self.judged.values():
+                suite.answer(name, _Served(endpoint, name=name), self.context, self.log)
+
+    def _judge(self, spec: MtBenchSpec | AlpacaEvalSpec, where: str) -> Endpoint | None:
+        return None if spec.judge is None else self._endpoint(spec.judge, f"{where}.judge")
+
+    def _endpoint(self, spec: EndpointSpec, where: str) -> Endpoint:
+        cache = self.context.directory / "requests" / f"{file_name(spec.model)}.jsonl"
+        return Endpoint(spec, cache=cache, log=self.log, where=where)
+
+    def _resolved(self, suite: str, spec: _Suite) -> _Suite:
+        """`spec` with the absolute paths of its files."""
+        changes: dict[str, Any] = {}
+        for (owner, key, *rest), text in self.spec.files.items():
+            path = self.context.resolve_file(text)
+            if owner != suite:
+                continue
+            if not rest:
+                changes[str(key)] = path
+            elif isinstance(getattr(spec, str(key)), dict):
+                changes.setdefault(str(key), {})[rest[0]] = path
+            else:
+                changes.setdefault(str(key), []).append(path)
+        return spec.model_copy(update=changes)
+
+
+class _Writer:
+    """A local model that is loaded when the first question is put to it: all may have been answered before."""
+
+    def __init__(self, name: str, spec: ModelSpec, reference: ModelSpec | None, log: Log) -> None:
+        self.name, self.batch_size = name, 1
+        self._spec, self._reference, self._log = spec, reference, log
+        self._loaded: LocalAnswerer | None = None
+
+    def answer(self, requests: Sequence[ChatRequest], progress: Advance) -> Iterator[tuple[int, Answer]]:
+        """See `LocalAnswerer.answer`."""
+        if self._loaded is None:
+            self._loaded = local_answerer(self._spec, name=self.name, reference=self._reference, log=self._log)
+        self._loaded.batch_size = self.batch_size
+        return self._loaded.answer(requests, progress)
+
+
+class _Served(EndpointAnswerer):
+    """A served model; how much it is asked at once is its endpoint's `concurrency`."""
+
+    batch_size = 1
+
+
+def check_suites(context: StageContext) -> None:
+    """Makes sure, before any stage runs, that the files of an `evaluate` stage's suites are there and fit together.
+
+    Raises:
+        InputError: see `Suites`.
+    """
+    spec = context.recipe.stages[context.name]
+    assert isinstance(spec, EvaluateStage)
+    Suites(spec, context)
