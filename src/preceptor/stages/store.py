@@ -16,6 +16,7 @@ import torch
 from preceptor.distributed import from_main, is_main, rank, to_main, world_size
 from preceptor.errors import InputError
 from preceptor.evaluation.measure import by_length
+from preceptor.evaluation.progress import Progress
 from preceptor.files import sha256_json
 from preceptor.models.fingerprint import model_facts
 from preceptor.models.load import load_model
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
     from preceptor.recipe import StoreStage
     from preceptor.stages.context import StageContext
-
-_REPORT_SECONDS = 10.0
 
 
 def execute(spec: StoreStage, context: StageContext) -> dict[str, Any]:
@@ -69,7 +68,7 @@ def execute(spec: StoreStage, context: StageContext) -> dict[str, Any]:
         return {}
     shards = kept | {name: facts for written, _ in given for name, facts in written.items()}
     manifest = write_manifest(folder, identity, shards)
-    fresh = sum(len(row.positions) for batch in todo for row in batch)
+    fresh = sum(map(_targets, todo))
     slowest = max(taken for _, taken in given)
     results = {
         **summary(manifest),
@@ -129,12 +128,12 @@ def _write(
 ) -> float:
     """Runs the teacher on this process's batches; returns how many seconds that took, loading left out."""
     store = _stores(spec, context, tokenizer, writer)
-    progress = _Progress(context, sum(len(row.positions) for batch in batches for row in batch))
+    progress = Progress(context.name, sum(map(_targets, batches)), context.log, unit="targets")
     for batch in batches:
         store(batch)
-        progress.add(sum(len(row.positions) for row in batch))
+        progress(_targets(batch))
     writer.flush()
-    return progress.seconds
+    return time.monotonic() - progress.started
 
 
 def _stores(
@@ -182,27 +181,8 @@ def _teacher(spec: ModelSpec, context: StageContext, tokenizer: PreTrainedTokeni
     return ModelTeacher(model, name=f"teacher {spec.title}")
 
 
-class _Progress:
-    """One line at most every `_REPORT_SECONDS`, of the first process's share."""
-
-    def __init__(self, context: StageContext, total: int) -> None:
-        self._context, self._total, self._done = context, total, 0
-        self._started = self._reported = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        return max(time.monotonic() - self._started, 1e-9)
-
-    def add(self, targets: int) -> None:
-        self._done += targets
-        now = time.monotonic()
-        if now - self._reported >= _REPORT_SECONDS:
-            self._reported = now
-            left = (self._total - self._done) * self.seconds / self._done
-            self._context.log(
-                f"{self._context.name}: {self._done:,} of {self._total:,} targets, {self._done / self.seconds:,.0f} "
-                f"targets/s, {left:.0f} s left"
-            )
+def _targets(batch: Sequence[StoredRow]) -> int:
+    return sum(len(row.positions) for row in batch)
 
 
 def _sentence(results: dict[str, Any]) -> str:
