@@ -186,3 +186,13 @@ def test_rows_cut_elsewhere_are_not_found(run: Path, mode: str) -> None:
     with pytest.raises(InputError, match=r"jsonl:\d+ \(50 tokens\) is not in the store .*`max_length`"):
         preceptor.run(recipe, log=quiet)
     assert not (run / "runs/r/kd").exists()
+
+
+def test_a_store_by_its_folder_is_known_by_its_manifest(made: Path, tmp_path: Path) -> None:
+    """Which has every shard's hash: terabytes need not be read to tell whether a stage is done."""
+    folder = tmp_path / "store"
+    shutil.copytree(made / "runs/r/st/store", folder)
+    known = Hashes(tmp_path / "none").content(folder)
+    assert list(known) == ["manifest.json"]
+    (folder / "manifest.json").write_text((folder / "manifest.json").read_text() + " ")
+    assert Hashes(tmp_path / "none").content(folder) != known
