@@ -69,6 +69,10 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         "recipe: stages.s.mt_bench.judge.token_limit_field is 'tokens'; write max_tokens or max_completion_tokens (did "
         "you mean 'max_tokens'?)",
     ),
+    "an endpoint without a model": (
+        {"kind": "evaluate", "models": [{"endpoint": "http://127.0.0.1:1/v1"}], "mt_bench": BENCH},
+        "recipe: stages.s.models.0.model is missing; add it",
+    ),
     "a field to omit": (
         stage(mt_bench={**BENCH, "prompts": "p", "judge": {**JUDGE, "omit": ["temprature"]}}),
         "recipe: stages.s.mt_bench.judge.omit.0 is 'temprature'; write temperature or seed (did you mean "

@@ -30,14 +30,13 @@ def _list_or_mapping(value: Any) -> Any:
     raise wanted("a list of models, or a mapping from names to models")
 
 
-def _is_endpoint(value: Any) -> str:
+def _kind_of(value: Any) -> str:
+    """The tag of a union: no word that is a key, or a message would take it for one."""
     given = isinstance(value, EndpointSpec) or (isinstance(value, dict) and "endpoint" in value)
-    return "endpoint" if given else "model"
+    return "served" if given else "loaded"
 
 
-Scored = Annotated[
-    Annotated[Model, Tag("model")] | Annotated[EndpointSpec, Tag("endpoint")], Discriminator(_is_endpoint)
-]
+Scored = Annotated[Annotated[Model, Tag("loaded")] | Annotated[EndpointSpec, Tag("served")], Discriminator(_kind_of)]
 """What answers: a model that is loaded here, or one that is served."""
 
 
