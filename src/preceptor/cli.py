@@ -155,7 +155,7 @@ def _print_run(result: dict[str, Any], as_json: bool) -> None:
 
         try:
             write_report([folder], page.parent, log=_progress)
-        except (InputError, RunFailed, OSError) as error:
+        except Exception as error:  # whatever a damaged file does to the report, the run is done
             _progress(f"no report was written ({error}); preceptor report {folder} tries again")
     lines = [f"{name}  {stage['status']}  {stage['seconds']:.1f} s" for name, stage in result["stages"].items()]
     if page.exists():
@@ -236,7 +236,7 @@ examples:
 It is a recipe of one stage, DIR/recipe.yaml afterwards; key=value changes any leaf of it. The same command goes on
 where a stopped one was, and answers and judgments that are there are not paid for again.""",
     )
-    from preceptor.recipe.from_options import STAGE, add_options, evaluation
+    from preceptor.recipe.from_options import SOURCE, STAGE, add_options, check_folder, evaluation
 
     add_options(parser)
     parser.add_argument("--redo", choices=[STAGE], help="score again, moving the old result aside")
@@ -246,8 +246,9 @@ where a stopped one was, and answers and judgments that are there are not paid f
     from preceptor.runs import run
 
     raw, overrides = evaluation(options)
+    check_folder(Path(options.out))
     again = shlex.join(["preceptor", "evaluate", *arguments])
-    recipe = parse_recipe(raw, name="preceptor evaluate", overrides=overrides, again=again)
+    recipe = parse_recipe(raw, name=SOURCE, overrides=overrides, again=again)
     with live.display():
         result = run(recipe, redo=options.redo, log=_progress)
     _print_run(result, options.json)

@@ -76,8 +76,8 @@ class RunLock:
         os.close(self._handle)
 
     def _holds_work(self) -> bool:
-        """A stage that is refused takes its folder away unless it holds more than how it was started."""
-        return any(self.directory.glob("*/started.json"))
+        """Whether a stage left its folder, which a refused one takes away when it had got nowhere, or paid replies."""
+        return any(any(self.directory.glob(sign)) for sign in ("*/started.json", "requests/*.jsonl"))
 
     def _remove_created(self) -> None:
         """Removes the folders that were made, unless a stage has worked something out meanwhile."""

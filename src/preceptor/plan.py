@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from preceptor.identity import Hashes, stage_identities
 from preceptor.recipe import (
     DistillStage,
+    EvaluateStage,
     InitStage,
     ModelSpec,
     Recipe,
@@ -66,6 +67,10 @@ def plan(recipe: Recipe, *, log: Log = print) -> dict[str, Any]:
             entry["models"]["result"] = {"parameters": planner.init_parameters(stage)}
         if isinstance(stage, SftStage | DistillStage):
             entry.update(planner.training(stage))
+        if isinstance(stage, EvaluateStage) and stage.has_suites:
+            from preceptor.stages.suites import Suites
+
+            entry["suites"] = Suites(stage, planner.context).planned()
         if isinstance(stage, StoreStage):
             entry.update(planner.storing(stage))
         stages[name] = entry
@@ -298,6 +303,7 @@ def render(result: dict[str, Any]) -> str:
             low, high = (f"{size / 1e6:,.1f}" for size in stage["bytes"])
             size = low if low == high else f"{low} to {high}"
             lines.append(f"  the store: {_amount(stage['targets'], 'targets')}, {size} MB")
+        lines += [f"  {suite}: {what}" for suite, what in stage.get("suites", {}).items()]
         if "rows_per_epoch" in stage:
             steps = f", {stage['steps_per_epoch']:,} steps of {stage['rows_per_step']}" if "epoch" in stage else ""
             lines.append(f"  an epoch: {_amount(stage['rows_per_epoch'], 'rows')}{steps}")

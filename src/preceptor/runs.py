@@ -219,7 +219,10 @@ def _refuse(
 
 def _write_recipe(recipe: Recipe, directory: Path) -> None:
     text = yaml.safe_dump(recipe.written, sort_keys=False, allow_unicode=True)
-    note = f"# From {recipe.source}, overrides applied; relative paths start in {recipe.folder}.\n"
+    note = (
+        f"# From {recipe.source}, overrides applied; relative paths start in {recipe.folder}.\n"
+        f"# Run it again with: {recipe.command}\n"
+    )
     write_atomic(directory / "recipe.yaml", note + text)
 
 
@@ -248,7 +251,8 @@ def _execute(recipe: Recipe, name: str, directory: Path, document: dict[str, Any
         ) from None
     except Exception as error:
         write_atomic(target / "error.txt", traceback.format_exc())
-        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        said = str(error) if isinstance(error, RunFailed) else f"{type(error).__name__}: {error}"
+        cause = " ".join(said.split())
         raise RunFailed(
             f"stage {name} failed: {cause[:500]}; what is finished is kept, and once the cause is mended "
             f"`{recipe.command}` goes on from there (traceback: {target / 'error.txt'})"

@@ -162,7 +162,11 @@ def test_options_make_a_recipe(tmp_path: Path) -> None:
 OPTIONS: dict[str, tuple[list[str], str]] = {
     "an unknown reference": (
         ["a=x", "--reference", "b"],
-        "preceptor evaluate: --reference is 'b', and the models are a; name one of them",
+        "preceptor evaluate: --reference is 'b', and the models that are loaded here are a; name one of them",
+    ),
+    "a folder of tasks that are not asked": (
+        ["a=x", "--include", "tasks"],
+        "preceptor evaluate: --include is given without --tasks; add that, or leave it out",
     ),
     "two models of one name": (
         ["x/model", "y/model"],
@@ -195,6 +199,25 @@ def test_options_in_one_sentence(case: str) -> None:
     with pytest.raises(InputError) as caught:
         made(*given)
     assert str(caught.value) == sentence
+
+
+def test_names_that_begin_like_keys_are_names() -> None:
+    raw, overrides = made("seed43=a", "data1=b", "seed=7", "data.x.path=y")
+    assert list(raw["stages"]["scores"]["models"]) == ["seed43", "data1"]
+    assert overrides == ["seed=7", "data.x.path=y"]
+
+
+def test_another_recipes_run_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/recipe.yaml").write_text("# From recipe.yaml, overrides applied; …\nname: runs\n")
+    assert main(["evaluate", "a=x", "--tasks", "t", "--out", "runs"]) == 2
+    assert capsys.readouterr().err == (
+        "error: preceptor evaluate: runs holds the run of another recipe; give another folder with --out\n"
+    )
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["recipe.yaml"]
 
 
 def test_wrong_options_write_nothing(

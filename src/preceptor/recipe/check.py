@@ -19,7 +19,8 @@ from preceptor.recipe.storing import StoreStage, follows_store, reads_store, sto
 from preceptor.recipe.training import OWNED_TRAINING_KEYS, DistillStage, SftStage
 
 Problem = tuple[KeyPath, str]
-RESERVED_NAMES = ("recipe.yaml", "report")
+RESERVED_NAMES = ("recipe.yaml", "report", "requests")
+"""What else lies in a run directory."""
 
 
 def check(
@@ -34,8 +35,10 @@ def check(
     """
     for section, parts in (("data", datasets), ("stages", stages)):
         for name in parts:
-            if not NAME.fullmatch(name) or name in RESERVED_NAMES:
+            if not NAME.fullmatch(name):
                 yield (section, name), f"is not a usable name; write {NAME_RULE}"
+            elif name in RESERVED_NAMES and section == "stages":
+                yield (section, name), "is the name of something else in the run directory; give the stage another name"
     if runs_dir is not None:
         yield from _check_variables(("runs_dir",), runs_dir)
     for loser in () if overlap is None else overlap.losers:

@@ -14,6 +14,8 @@ from typing import Any
 from preceptor.errors import InputError
 
 STAGE = "scores"
+SOURCE = "preceptor evaluate"
+"""What messages and recipe.yaml call the recipe."""
 _ADDRESSES = ("http://", "https://")
 
 
@@ -59,12 +61,13 @@ def evaluation(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     for role in ("reference", "expert"):
         name = getattr(options, role)
         if name is not None:
-            if name not in models:
+            loaded = [each for each, model in models.items() if "path" in model]
+            if name not in loaded:
                 raise InputError(
-                    f"preceptor evaluate: --{role} is {name!r}, and the models are {', '.join(models) or 'none'}; "
-                    "name one of them"
+                    f"preceptor evaluate: --{role} is {name!r}, and the models that are loaded here are "
+                    f"{', '.join(loaded) or 'none'}; name one of them"
                 )
-            stage[role] = models[name]
+            stage[role] = dict(models[name])
     data = {
         **_datasets("general", options.general),
         **_datasets("domain", options.domain),
@@ -75,15 +78,17 @@ def evaluation(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     if options.mt_bench is not None:
         stage["mt_bench"] = {**_mt_bench(Path(options.mt_bench)), **judge}
     if options.alpaca_eval is not None:
-        prompt = {} if options.annotator_prompt is None else {"prompt": options.annotator_prompt}
-        stage["alpaca_eval"] = {"baseline": options.alpaca_eval, **prompt, **judge}
+        prompt = {} if options.annotator_prompt is None else {"prompt": _absolute(options.annotator_prompt)}
+        stage["alpaca_eval"] = {"baseline": _absolute(options.alpaca_eval), **prompt, **judge}
     if judge and options.mt_bench is None and options.alpaca_eval is None:
         raise InputError("preceptor evaluate: --judge has nothing to judge; add --mt-bench or --alpaca-eval")
     if options.tasks is not None:
-        stage["tasks"] = {
-            "names": options.tasks.split(","),
-            **({"include": options.include} if options.include else {}),
-        }
+        names = [name.strip() for name in options.tasks.split(",")]
+        stage["tasks"] = {"names": names, "include": [_absolute(folder) for folder in options.include]}
+    for given, needed in (("include", "tasks"), ("annotator_prompt", "alpaca_eval")):
+        if getattr(options, given) and getattr(options, needed) is None:
+            flags = [f"--{each.replace('_', '-')}" for each in (given, needed)]
+            raise InputError(f"preceptor evaluate: {flags[0]} is given without {flags[1]}; add that, or leave it out")
     return {
         "name": out.name,
         "runs_dir": str(out.parent),
@@ -97,13 +102,13 @@ def _models(given: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     overrides = []
     for text in given:
         name, separator, value = text.partition("=")
-        if separator and name.startswith(("stages.", "data.", "seed")):
+        if separator and (name == "seed" or name.startswith(("stages.", "data."))):
             overrides.append(text)
             continue
         # An address may hold "=" as well; a name has no slash.
         if not separator or "/" in name:
             name, value = "", text
-        model = _endpoint(value, text) if value.startswith(_ADDRESSES) else {"path": value}
+        model = _endpoint(value, text) if value.startswith(_ADDRESSES) else {"path": _absolute(value)}
         name = name or (model.get("model") or value).rstrip("/").rpartition("/")[2]
         if name in models:
             raise InputError(
@@ -123,7 +128,9 @@ def _endpoint(value: str, given: str) -> dict[str, Any]:
 def _datasets(role: str, files: Sequence[str]) -> dict[str, Any]:
     """Named after their role, and numbered where there are several."""
     names = [role] if len(files) == 1 else [f"{role}-{number}" for number in range(1, len(files) + 1)]
-    return {name: {"path": file, "holdout": "all", "role": role} for name, file in zip(names, files)}
+    return {
+        name: {"path": _absolute(file), "holdout": "all", "role": role} for name, file in zip(names, files, strict=True)
+    }
 
 
 def _judge(options: argparse.Namespace) -> dict[str, Any]:
@@ -143,9 +150,26 @@ def _mt_bench(folder: Path) -> dict[str, Any]:
             f"preceptor evaluate: --mt-bench {folder}: there is no question.jsonl; give the folder of the official "
             "data (fastchat/llm_judge/data/mt_bench)"
         )
-    found = {"questions": str(questions)}
+    found = {"questions": _absolute(str(questions))}
     for key, name in (("prompts", "judge_prompts.jsonl"), ("references", "reference_answer/gpt-4.jsonl")):
         path = next((place / name for place in questions.parents[:2] if (place / name).is_file()), None)
         if path is not None:
-            found[key] = str(path)
+            found[key] = _absolute(str(path))
     return found
+
+
+def _absolute(text: str) -> str:
+    """A path that is there so that the recipe which is left behind runs from anywhere; anything else as it is."""
+    path = Path(text).expanduser()
+    return str(path.absolute()) if path.exists() else text
+
+
+def check_folder(out: Path) -> None:
+    """Makes sure that `--out` is new, or holds what an earlier `preceptor evaluate` left there.
+
+    Raises:
+        InputError: it holds the run of another recipe.
+    """
+    recipe = out / "recipe.yaml"
+    if recipe.is_file() and not recipe.read_text(encoding="utf-8", errors="replace").startswith(f"# From {SOURCE},"):
+        raise InputError(f"preceptor evaluate: {out} holds the run of another recipe; give another folder with --out")

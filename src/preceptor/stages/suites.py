@@ -24,6 +24,7 @@ from preceptor.evaluation.mt_bench.answers import answer_mt_bench, temperatures_
 from preceptor.evaluation.mt_bench.benchmark import evaluate_mt_bench, read_mt_bench_files
 from preceptor.evaluation.tasks import check_tasks, run_tasks
 from preceptor.recipe import AlpacaEvalSpec, EndpointSpec, EvaluateStage, ModelSpec, MtBenchSpec, TasksSpec
+from preceptor.stages.context import run_directory
 
 if TYPE_CHECKING:
     from preceptor.stages.context import StageContext
@@ -47,6 +48,11 @@ class _MtBench:
     def check_judge(self) -> None:
         if self.judge is not None:
             self.judge.check()
+
+    def counts(self, models: int) -> tuple[str, int]:
+        """What is asked, and how many grades the judge gives at most."""
+        turns = sum(len(each.turns) for each in self.files.questions)
+        return f"{len(self.files.questions):,} questions, {turns:,} turns", turns * (models + len(self.files.answers))
 
     def answer(self, name: str, writer: _Writer | _Served, context: StageContext, log: Log) -> None:
         path = context.directory / "mt_bench" / "model_answer" / f"{name}.jsonl"
@@ -75,6 +81,12 @@ class _AlpacaEval:
     def check_judge(self) -> None:
         if self.judge is not None:
             self.judge.check(top_logprobs=TOP_LOGPROBS if self.spec.preference == "logprobs" else None)
+
+    def counts(self, models: int) -> tuple[str, int]:
+        """What is asked, and how many preferences the judge tells at most."""
+        asked = len(self.files.instructions)
+        twice = 2 if self.spec.order == "both" else 1
+        return f"{asked:,} instructions", asked * twice * (models + len(self.files.outputs))
 
     def answer(self, name: str, writer: _Writer | _Served, context: StageContext, log: Log) -> None:
         path = context.directory / "alpaca_eval" / file_name(name) / "model_outputs.json"
@@ -117,6 +129,18 @@ class Suites:
             if all(Path(path).is_dir() for path in (resolved.path, resolved.adapter) if path is not None):
                 for suite in self.judged.values():
                     check_can_answer(resolved, name=name, turns=suite.turns, max_new_tokens=suite.spec.max_new_tokens)
+
+    def planned(self) -> dict[str, str]:
+        """What each suite will ask, by suite, as `preceptor plan` says it."""
+        found = {}
+        models = len(self.spec.named) + len(self.spec.served)
+        for name, suite in self.judged.items():
+            asked, to_grade = suite.counts(models)
+            judge = "" if suite.spec.judge is None else f"; {suite.spec.judge.title} is asked {to_grade:,} times"
+            found[name] = f"{asked}, {models} models answer{judge}"
+        if self.tasks is not None:
+            found["tasks"] = f"{', '.join(self.tasks.names)}, {len(self.spec.named)} models"
+        return found
 
     def run(self) -> dict[str, Any]:
         """The parts of `scores.json` that the suites give, by suite.
@@ -164,7 +188,8 @@ class Suites:
         return None if spec.judge is None else self._endpoint(spec.judge, f"{where}.judge")
 
     def _endpoint(self, spec: EndpointSpec, where: str) -> Endpoint:
-        cache = self.context.directory / "requests" / f"{file_name(spec.model)}.jsonl"
+        # Of the run and not of the stage: what was paid for serves other stages, and a stage that is run again.
+        cache = run_directory(self.context.recipe) / "requests" / f"{file_name(spec.model)}.jsonl"
         return Endpoint(spec, cache=cache, log=self.log, where=where)
 
     def _resolved(self, suite: str, spec: _Suite) -> _Suite:

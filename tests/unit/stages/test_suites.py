@@ -21,6 +21,7 @@ from preceptor.errors import InputError, InputErrors, RunFailed
 from preceptor.identity import Hashes, stage_identities
 from preceptor.models.save import save_model
 from preceptor.models.tokenizers import train_tokenizer
+from preceptor.plan import plan, render
 from preceptor.recipe import Recipe, parse_recipe
 from preceptor.runs import run
 
@@ -122,6 +123,34 @@ def test_models_answer_and_a_judge_grades_them(folder: Path) -> None:
     assert done["alpaca_eval"]["models"]["kd"]["win_rate"] == alpaca["kd"]["win_rate"]
     assert all(warning in done["warnings"] for warning in (*bench["warnings"], *scores["alpaca_eval"]["warnings"]))
     assert any("MT-Bench" in line and "turn 1" in line for line in said)
+
+
+def test_what_was_paid_for_serves_a_stage_that_is_run_again(folder: Path) -> None:
+    """Another number of resamples is another stage, and so is another model; the judge's replies are the same."""
+    with StubEndpoint() as stub:
+        stub.answer = judged
+        run(recipe(folder, stub, "again"), log=silent)
+        paid = len(stub.requests)
+        run(recipe(folder, stub, "again", resamples=200), redo="scores", log=silent)
+        assert len(stub.requests) == paid
+        more = json.loads(json.dumps(recipe(folder, stub, "again").written))
+        more["stages"]["scores"]["models"]["second"] = {"path": "kd"}
+        run(parse_recipe(more, folder=folder), redo="scores", log=silent)
+    # The same weights under another name: its answers have the same seeds, so the judge has graded them already.
+    assert len(stub.requests) == paid
+
+
+def test_a_plan_tells_what_will_be_asked(folder: Path) -> None:
+    with StubEndpoint() as stub:
+        made = plan(recipe(folder, stub, "planned"), log=silent)
+        assert stub.requests == []
+    suites = made["stages"]["scores"]["suites"]
+    assert suites == {
+        "mt_bench": f"2 questions, 4 turns, 2 models answer; org/judge at {stub.url} is asked 8 times",
+        "alpaca_eval": f"3 instructions, 2 models answer; org/judge at {stub.url} is asked 6 times",
+    }
+    assert f"  mt_bench: {suites['mt_bench']}" in render(made).splitlines()
+    assert not (folder / "runs" / "planned").exists()
 
 
 def test_without_a_judge_models_answer(folder: Path) -> None:
