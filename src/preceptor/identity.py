@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.errors import InputError, InputErrors, shown
+from preceptor.evaluation.task_files import task_files
 from preceptor.files import MANIFEST, is_store, json_text, sha256_file, sha256_json, write_atomic
 from preceptor.recipe import (
     EvaluateStage,
@@ -32,6 +33,7 @@ from preceptor.recipe.suites import TRANSPORT_KEYS
 
 RESULTS_VERSION = 1
 """Raised whenever the same recipe on the same data gives other numbers than before."""
+_VERSIONS = {"evaluate": 2}  # of kinds whose numbers alone have changed: 2 has other bootstrap intervals
 
 # Keys and prefixes of `training:` that cannot change a result.
 _IGNORED_KEYS = frozenset(
@@ -69,7 +71,7 @@ _IGNORED_KEYS = frozenset(
 )
 _IGNORED_PREFIXES = ("logging_", "ddp_", "hub_")
 _FILE_KEYS = ("deepspeed", "fsdp_config")  # keys of `training:` whose value may be the path of a file
-_NEVER_READ = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".md")
+_NEVER_READ = (".pyc", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".md")
 
 
 class Hashes:
@@ -144,7 +146,7 @@ def stage_identities(recipe: Recipe, names: Iterable[str], hashes: Hashes) -> di
                 "spec": _spec_document(recipe, name),
                 "seed": recipe.seed,
                 "inputs": reader.collect(),
-                "results_version": RESULTS_VERSION,
+                "results_version": _VERSIONS.get(recipe.stages[name].kind, RESULTS_VERSION),
             }
             errors += reader.errors
             known[name] = {"identity": sha256_json(document), **document}
@@ -263,6 +265,10 @@ class _Inputs:
             for key, text in stage.files.items():
                 dotted = ".".join(map(str, key))
                 inputs[dotted] = self._content(f"stages.{self.name}.{dotted}", text, None, hub=None)
+            if stage.tasks is not None and not self.errors:
+                folders = [str(local_path(folder, self.recipe.folder)) for folder in stage.tasks.include]
+                outside = task_files(stage.tasks.model_copy(update={"include": folders}))
+                inputs["tasks.data"] = [self.hashes.content(file) for file in outside]
         if isinstance(stage, TrainingStage):
             for setting in _FILE_KEYS:
                 if isinstance(value := stage.training.get(setting), str):

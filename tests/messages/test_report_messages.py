@@ -56,6 +56,33 @@ def _newer(path: str) -> Callable[[Path], None]:
     return change
 
 
+def _first_lines(*lines: str) -> Callable[[Path], None]:
+    """The comments at the top of recipe.yaml, of a run that was stopped."""
+
+    def change(run: Path) -> None:
+        _unfinished(run)
+        text = (run / "recipe.yaml").read_text().split("\n", 1)[1]
+        (run / "recipe.yaml").write_text("\n".join([*lines, text]))
+
+    return change
+
+
+def _field(key: str, value: object) -> Callable[[Path], None]:
+    def change(run: Path) -> None:
+        record = json.loads((run / "kd" / "stage.json").read_text())
+        (run / "kd" / "stage.json").write_text(json.dumps({**record, key: value}))
+
+    return change
+
+
+_EVALUATED = "# From preceptor evaluate, overrides applied; relative paths start in /here."
+
+
+def _renamed(run: Path) -> None:
+    (run / "dae").rename(run / "dae-old")
+    toy_runs.training(run, "dae")
+
+
 def _other_rows(run: Path) -> None:
     rows = [{**row, "id": "other"} for row in toy_runs.predictions(toy_runs.ROWS["dae"])]
     toy_runs.write_lines(run / "scores" / "predictions" / "dae.jsonl", rows)
@@ -92,6 +119,37 @@ PROBLEMS: dict[str, tuple[Callable[[Path], None], str]] = {
         _failed,
         "dae: has started.json and no stage.json: it failed (MemoryError: no room); "
         "`preceptor run study/recipe.yaml` goes on with it",
+    ),
+    "stopped, with its command": (
+        _first_lines(_EVALUATED, "# Run it again with: preceptor evaluate kd --on shop"),
+        "dae: has started.json and no stage.json: it was stopped, or is still running; "
+        "`preceptor evaluate kd --on shop` goes on with it",
+    ),
+    "stopped, of a recipe that is no file": (
+        _first_lines(_EVALUATED),
+        "dae: has started.json and no stage.json: it was stopped, or is still running; "
+        "the command that began it goes on with it",
+    ),
+    "stopped, of a recipe that does not say where it is from": (
+        _first_lines("# mine"),
+        "dae: has started.json and no stage.json: it was stopped, or is still running; "
+        "`preceptor run recipe.yaml` goes on with it",
+    ),
+    "two results of one stage": (
+        _renamed,
+        "dae-old: is left out: it holds a result of the stage dae too, and that of dae is shown",
+    ),
+    "a duration that is none": (
+        _field("seconds", -1),
+        "kd: stage.json: seconds is -1 where a duration belongs; it is left out",
+    ),
+    "a seed that is none": (
+        _field("seed", 1.5),
+        "kd: stage.json: seed is 1.5 where a whole number belongs; it is left out",
+    ),
+    "a mixture that is none": (
+        _field("results", {"data": {"shop": {"share": "all"}}}),
+        "kd: stage.json: results.data.shop.share is 'all' where a number belongs; it is left out",
     ),
     "of no run": (
         _foreign_stage,
@@ -230,6 +288,30 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     assert str(refused.value) == (
         f"report: {tmp_path}/out cannot be written (File exists); give a folder that can with --out"
     )
+
+
+@pytest.mark.parametrize("name", ["report.json", "report.html"])
+@pytest.mark.parametrize("content", ["[1]", "", '{"duration": 2}'])
+def test_files_of_other_programs_are_not_written_over(tmp_path: Path, name: str, content: str) -> None:
+    run = toy_runs.whole_run(tmp_path / "toy")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text(content)
+    with pytest.raises(InputError) as refused:
+        write_report([run], tmp_path / "out", log=lambda line: None)
+    assert str(refused.value) == (
+        f"report: {tmp_path}/out holds a {name} that preceptor did not write; move it away, or give another folder "
+        "with --out"
+    )
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+    assert (tmp_path / "out" / name).read_text() == content
+
+
+def test_a_stage_that_is_named_is_said_once(tmp_path: Path) -> None:
+    run = toy_runs.whole_run(tmp_path / "toy")
+    (run / "dae" / "metrics.jsonl").unlink()
+    said: list[str] = []
+    write_report([run / "dae"], tmp_path / "out", log=said.append)
+    assert said == ["dae: metrics.jsonl is missing, so that there are no curves of it"]
 
 
 def test_problems_are_logged_with_their_run(tmp_path: Path) -> None:

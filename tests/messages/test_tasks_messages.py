@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from preceptor.errors import InputError
+from preceptor.evaluation import tasks
 from preceptor.evaluation.tasks import check_tasks, run_tasks
 from preceptor.recipe import ModelSpec
 from preceptor.recipe.suites import TasksSpec
@@ -134,4 +136,95 @@ def test_tasks_that_execute_what_a_model_wrote(tmp_path: Path) -> None:
     assert said(TasksSpec(names=["letters"], include=[str(tmp_path / "suite")]), tmp_path / "out") == (
         "stages.scores.tasks.names: 'letters' executes code that a model wrote, which is not done here; leave it out, "
         "or run it with lm-eval itself in a sandbox"
+    )
+
+
+@pytest.mark.usefixtures("own_tasks_only")
+@pytest.mark.parametrize(
+    ("names", "both", "task"),
+    [
+        (["letters", "pair"], "'letters' and 'pair'", "letters"),
+        (["nested", "digits", "letters"], "'nested' and 'letters'", "letters"),
+        (["pair", "nested"], "'pair' and 'nested'", "letters"),
+        (["signs", "tagged"], "'signs' and 'tagged'", "digits"),
+        (["named", "signs"], "'named' and 'signs'", "digits"),
+    ],
+)
+def test_a_task_that_two_names_hold(tmp_path: Path, names: list[str], both: str, task: str) -> None:
+    lm_eval_refuses(tmp_path, names)
+    assert said(TasksSpec(names=names, include=[str(tmp_path)])) == (
+        f"stages.scores.tasks.names: {both} both ask the task {task!r}, which the harness refuses to run twice; keep "
+        "one of the two"
+    )
+
+
+@pytest.mark.usefixtures("own_tasks_only")
+@pytest.mark.parametrize("names", [["letters", "digits"], ["digits", "signs"], ["pair", "alone", "digits"], ["nested"]])
+def test_tasks_that_each_have_one_name(tmp_path: Path, names: list[str]) -> None:
+    groups_of_tasks(tmp_path)
+    check_tasks(TasksSpec(names=names, include=[str(tmp_path)]), data=True)
+
+
+def groups_of_tasks(folder: Path) -> None:
+    (folder / "rows.jsonl").write_text('{"question": "q", "answer": 0}\n')
+    (folder / "letters.yaml").write_text(TASK)
+    (folder / "digits.yaml").write_text(TASK.replace("task: letters", "task: digits\ntag: signs"))
+    own = "{task: inner, dataset_path: json, dataset_kwargs: {data_files: {test: rows.jsonl}}, test_split: test, "
+    own += "output_type: multiple_choice, doc_to_text: q, doc_to_choice: [a, b], doc_to_target: answer}"
+    groups = {
+        "pair": f"[letters, {own}]",
+        "nested": "[{group: within, task: [{group: pair}]}]",
+        "tagged": "[signs]",
+        "named": "[{task: digits, num_fewshot: 0}]",
+        "alone": f"[{own}]",
+    }
+    for name, members in groups.items():
+        (folder / f"{name}.yaml").write_text(f"group: {name}\ntask: {members}\n")
+
+
+def lm_eval_refuses(folder: Path, names: list[str]) -> None:
+    """The harness itself, once all data is read."""
+    groups_of_tasks(folder)
+    manager = lm_eval.TaskManager(include_path=[folder])
+    rows, data = "rows.jsonl", str(folder / "rows.jsonl")
+    for file in folder.glob("*.yaml"):
+        file.write_text(file.read_text().replace(rows, data))
+    with pytest.raises(ValueError, match="Duplicate task"):
+        manager.load(names)
+
+
+@pytest.mark.usefixtures("own_tasks_only")
+@pytest.mark.parametrize(
+    ("config", "refused"),
+    [
+        ({"max_position_embeddings": 64}, 64),
+        ({"max_position_embeddings": 65}, None),
+        ({"max_position_embeddings": 99, "text_config": {"max_position_embeddings": 32}}, 32),
+        ({"n_positions": 16}, 16),
+        ({}, None),
+    ],
+)
+def test_answers_longer_than_a_context_are_known_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], refused: int | None
+) -> None:
+    monkeypatch.setattr(tasks, "check_model", lambda spec: SimpleNamespace(config=config))
+    groups_of_tasks(tmp_path)
+    written = TASK.replace("multiple_choice", "generate_until").replace("doc_to_choice: [a, b]\n", "")
+    (tmp_path / "written.yaml").write_text(
+        written.replace("letters", "written") + 'generation_kwargs: {until: ["."], max_gen_toks: 64}\n'
+    )
+    (tmp_path / "all.yaml").write_text("group: all\ntask: [letters, written]\n")
+    models = {"hub": ModelSpec(path="some/model"), "small": ModelSpec(path=str(tmp_path))}
+    check = partial(check_tasks, where="stages.scores.tasks", models=models)
+    spec = TasksSpec(names=["all"], include=[str(tmp_path)])
+    check(spec)
+    check(spec.model_copy(update={"names": ["letters"]}), data=True)
+    if refused is None:
+        check(spec, data=True)
+        return
+    with pytest.raises(InputError) as caught:
+        check(spec, data=True)
+    assert str(caught.value) == (
+        f"stages.scores.tasks.names: written allows answers of 64 tokens, and the context of small is {refused}; write "
+        "a smaller `max_gen_toks` into the task, or leave it out"
     )

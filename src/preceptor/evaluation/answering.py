@@ -9,6 +9,7 @@ still tell how its answers came about. A name that does not end in .jsonl keeps 
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -75,7 +76,7 @@ class AnswerRecord:
         self, path: Path, answerer: Answerer, questions: Sequence[Any], settings: Mapping[str, Any], log: Log
     ) -> None:
         self.name, self._answerer, self._log = answerer.name, answerer, log
-        header = {"model": answerer.name, "questions": sha256_json(questions), "settings": dict(settings)}
+        header = {"model": answerer.name, "questions": _digest(questions), "settings": dict(settings)}
         self.identity = sha256_json(header)
         record = path.with_name(f"{path.name}.record")
         _check(path, record, header)
@@ -135,6 +136,13 @@ def request_seed(seed: int, *what: int | str) -> int:
     """A seed from 0 to 2^31 - 1 for what is asked, so that an answer does not depend on what is asked beside it."""
     digest = hashlib.sha256("\n".join(str(each) for each in (seed, *what)).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
+
+
+def _digest(questions: Sequence[Any]) -> str:
+    try:
+        return sha256_json(questions)
+    except UnicodeEncodeError:  # half of a surrogate pair in what is not asked, such as the name of a dataset
+        return sha256_json(json.dumps(questions, sort_keys=True))
 
 
 def _timed(result: Mapping[str, Any]) -> TimedAnswer:

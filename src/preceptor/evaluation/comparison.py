@@ -51,8 +51,7 @@ def flips(tasks: Mapping[str, BinaryTask], resampler: Resampler) -> dict[str, An
     result["chance"] = float(np.mean([task.chance for task in tasks.values()]))
     for name, sign in (("forgotten", 1.0), ("gained", -1.0)):
         flipped = {key: (sign * (task.before_n - task.after_n) > 0).astype(float) for key, task in tasks.items()}
-        rate, drawn = resampler.mean_over_tasks(flipped)
-        interval = Estimate.of(rate, drawn)
+        interval = Estimate.of(*resampler.mean_over_tasks(flipped))
         adjusted = [max(0.0, float(flipped[key].mean()) - task.chance) for key, task in tasks.items()]
         result[name] = {
             "count": int(sum(values.sum() for values in flipped.values())),
@@ -66,37 +65,41 @@ def flips(tasks: Mapping[str, BinaryTask], resampler: Resampler) -> dict[str, An
 
 @dataclass(frozen=True)
 class Drawn:
-    """A score and its resampled values [R], drawn alike for all models."""
+    """A score, its resampled values [R], drawn alike for all models, and how many rows it is of."""
 
     score: float
     drawn_R: Array
+    rows: int
 
     def estimate(self) -> Estimate:
-        return Estimate.of(self.score, self.drawn_R)
+        return Estimate.of(self.score, self.drawn_R, self.rows)
 
     def minus(self, other: Drawn) -> Estimate:
         """The paired difference."""
-        return Estimate.of(self.score - other.score, self.drawn_R - other.drawn_R)
+        return Estimate.of(self.score - other.score, self.drawn_R - other.drawn_R, self.rows)
 
 
 def recovery(model: Drawn, reference: Drawn, expert: Drawn) -> Estimate | None:
     """(S − ref) / (expert − ref) on the domain: 0 at the reference, 1 at the expert.
 
-    None where the expert does not beat the reference beyond noise (the paired interval of the difference reaches 0):
-    the quotient would then be one of noise.
+    None where the expert does not beat the reference beyond noise (the paired interval of the difference reaches 0, or
+    is not known): the quotient would then be one of noise.
     """
     gain = expert.minus(reference)
-    if not gain.low > 0:
+    if not gain.above_0:
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
         drawn = (model.drawn_R - reference.drawn_R) / (expert.drawn_R - reference.drawn_R)
-    return Estimate.of((model.score - reference.score) / gain.score, drawn)
+    return Estimate.of((model.score - reference.score) / gain.score, drawn, model.rows)
 
 
 def retention(model: Drawn, reference: Drawn) -> Estimate | None:
-    """S / ref on general rows: 1 where nothing is lost. None where the reference's own interval reaches 0."""
-    if not reference.estimate().low > 0:
+    """S / ref on general rows: 1 where nothing is lost.
+
+    None where the reference's own interval reaches 0 or is not known.
+    """
+    if not reference.estimate().above_0:
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
         drawn = model.drawn_R / reference.drawn_R
-    return Estimate.of(model.score / reference.score, drawn)
+    return Estimate.of(model.score / reference.score, drawn, model.rows)

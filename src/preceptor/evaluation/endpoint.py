@@ -123,6 +123,9 @@ class Endpoint:
                 has replied to anything.
             RunFailed: a request came to no reply, though the endpoint had replied before or every attempt was made.
         """
+        yield from self._complete(requests, what, self.usage)
+
+    def _complete(self, requests: Sequence[Completion], what: str, total: Usage) -> Iterator[tuple[int, Reply]]:
         usage = Usage(self.spec.price)
         bodies: dict[str, dict[str, Any]] = {}
         places: dict[str, list[int]] = {}
@@ -143,19 +146,21 @@ class Endpoint:
                     self.log(f"{what}: {usage.cached:,} of {len(requests):,} replies are in the cache")
                 yield from self._ask(bodies, places, cache, usage, what)
         finally:
-            self.usage.add(usage)
+            total.add(usage)
         self.log(f"{what}: {usage.sentence()}")
 
     def check(self, *, top_logprobs: int | None = None) -> None:
         """Asks one short question, so that a wrong key, name or field is known before hours of other work.
 
-        It is sent with the fields of the requests to come, and kept in the cache like any other.
+        It is sent with the fields of the requests to come, and kept in the cache like any other; it is logged, and no
+        part of `usage`, which counts what a benchmark asks.
 
         Raises:
             InputError, RunFailed: as `complete`; `top_logprobs` are wanted and none are given.
         """
         question = Completion(({"role": "user", "content": "Say OK."},), 16, top_logprobs=top_logprobs)
-        for _, reply in self.complete([question], f"{self.spec.title}: a first question"):
+        what = f"{self.spec.title}: a first question"
+        for _, reply in self._complete([question], what, Usage(self.spec.price)):
             if top_logprobs is not None and reply.logprobs is None:
                 raise self.no_logprobs()
 
@@ -184,10 +189,7 @@ class Endpoint:
             try:
                 cache.add(key, fields)
             except OSError as error:
-                raise RunFailed(
-                    f"{self.cache}: the cache of replies cannot be written ({error.strerror}); "
-                    "make room for it and run the same command again"
-                ) from None
+                raise RunFailed(f"{self.cache}: the cache of replies cannot be written ({error.strerror})") from None
 
         progress = Progress(what, total, self.log, unit="requests", done=usage.requests)
         batch = Batch(self.spec, self._access_key, bodies, keep=keep, usage=usage, met=self._met, log=self.log)
@@ -239,7 +241,7 @@ class Endpoint:
             words = self._key_refused(words)
         return RunFailed(
             f"{at}: a request came to no reply in {count}, at last: {words}{waits}; {kept:,} of {total:,} replies are "
-            f"kept in {self.cache}; run the same command again to ask for the rest"
+            f"kept in {self.cache}"
         )
 
     def _key_refused(self, status: str) -> str:

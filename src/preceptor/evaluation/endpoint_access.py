@@ -6,9 +6,12 @@ Neither may carry a secret into a file: a URL with a password is refused, and th
 from __future__ import annotations
 
 import os
+import re
 from urllib.parse import urlsplit
 
 from preceptor.errors import InputError
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def checked_url(text: str, where: str) -> str:
@@ -35,11 +38,24 @@ def checked_url(text: str, where: str) -> str:
 
 
 def access_key(variable: str | None, where: str) -> str | None:
-    """What the environment variable holds, None without one. Raises InputError where it holds nothing usable."""
+    """What the environment variable holds, None without one. Raises InputError where it holds nothing usable.
+
+    A name that may be the key itself, given in the wrong place, is not repeated.
+    """
     if variable is None:
         return None
+    if not _VARIABLE.fullmatch(variable):
+        raise InputError(
+            f"{where}key_env: is no name of an environment variable (letters, digits and underscores); put the key "
+            "into a variable such as JUDGE_KEY, and write that name"
+        )
     key = os.environ.get(variable, "").strip()
     if not key:
+        if variable != variable.upper():
+            raise InputError(
+                f"{where}key_env: the environment variable it names is not set; write the name of a variable that "
+                "holds the endpoint's key, not the key itself, or leave key_env out where none is needed"
+            )
         raise InputError(
             f"{where}key_env: the environment variable {variable} is not set; "
             f"run `export {variable}=…` with the endpoint's key, or leave key_env out where none is needed"

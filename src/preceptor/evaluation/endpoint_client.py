@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from preceptor.errors import InputError
+from preceptor.evaluation.endpoint_mask import mask, mask_fields
 from preceptor.evaluation.endpoint_reply import reply_fields
 from preceptor.recipe.suites import EndpointSpec
 
@@ -38,7 +39,8 @@ _LIMIT_FIELD = re.compile(r"max_tokens|max_completion_tokens")
 _UNSUPPORTED = re.compile(r"not supported|unsupported|unexpected|unknown|unrecognized|not permitted|use '?max_", re.I)
 _SHOWN = 300  # characters of the endpoint's own words in a message
 _CONNECT_SECONDS = 20.0
-_PIECE = 6  # characters of a key in a row that may not be shown
+_ACCOUNT = ("authorization", "openai-organization", "openai-project")
+"""Headers that say who asks, which the package fills from its own variables (OPENAI_ORG_ID), whoever is asked."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,18 @@ class EndpointClient:
         self._spec = spec
         self._key = key
         # The package would read a missing key from OPENAI_API_KEY and send it to whatever endpoint this is. Its own
-        # retries are off: they know neither the time limit nor the count of attempts.
+        # retries are off: they know neither the time limit nor the count of attempts. Nor has the account that its
+        # variables name anything to do with this endpoint.
         self._client = openai.AsyncOpenAI(
             base_url=spec.endpoint,
             api_key=key or "none",
             max_retries=0,
             timeout=openai.Timeout(spec.timeout, connect=min(_CONNECT_SECONDS, 0.8 * spec.timeout)),
         )
-        self._headers = {"Authorization": openai.Omit() if key is None else f"Bearer {key}"}
+        self._headers: dict[str, str | openai.Omit] = {
+            name: openai.Omit() for name in self._client.default_headers if name.lower() in _ACCOUNT
+        }
+        self._headers["Authorization"] = openai.Omit() if key is None else f"Bearer {key}"
 
     async def close(self) -> None:
         await self._client.close()
@@ -113,9 +119,6 @@ class EndpointClient:
         return self._read(raw.content)
 
     def _read(self, content: bytes) -> dict[str, Any] | Problem:
-        if self._key is not None and len(self._key) > _PIECE:
-            # Replies are kept in files; one that echoes what it was sent must not bring the key there.
-            content = content.replace(self._key.encode(), b"***")
         try:
             value = json.loads(content)
         except ValueError:
@@ -127,7 +130,8 @@ class EndpointClient:
             return Problem("passing", f"a reply without choices: {self._quoted(content.decode(errors='replace'))}")
         if not isinstance(choices[0].get("message"), dict):
             return Problem("passing", f"a reply without a message: {self._quoted(content.decode(errors='replace'))}")
-        return reply_fields(value)
+        # Replies are kept in files; one that echoes what it was sent must not bring the key there.
+        return mask_fields(reply_fields(value), self._key)
 
     def _refusal(self, error: APIStatusError) -> Problem:
         status = error.status_code
@@ -161,24 +165,6 @@ class EndpointClient:
     def masked(self, text: str) -> str:
         """`text` with every piece of the key, and whatever else looks like one, replaced by ***."""
         return mask(text, self._key)
-
-
-def mask(text: str, key: str | None) -> str:
-    """`text` without the key: no run of `_PIECE` or more of its characters is left, nor a bearer token."""
-    text = re.sub(r"(?i)\bbearer\s+[^\s\"',}]+", "Bearer ***", text)
-    if not key:
-        return text
-    if len(key) <= _PIECE:
-        return text.replace(key, "***")
-    hidden = bytearray(len(text))
-    for start in range(len(key) - _PIECE + 1):
-        piece = key[start : start + _PIECE]
-        found = text.find(piece)
-        while found >= 0:
-            hidden[found : found + _PIECE] = b"\x01" * _PIECE
-            found = text.find(piece, found + 1)
-    shown = "".join("\0" if hide else letter for letter, hide in zip(text, hidden, strict=True))
-    return re.sub("\0+", "***", shown)
 
 
 def _message(body: Any) -> str:

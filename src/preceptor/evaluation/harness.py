@@ -10,7 +10,7 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
@@ -98,6 +98,20 @@ def evaluate(**given: Any) -> dict[str, Any]:
 
 
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # in the harness's own order
+_LENGTH = 256  # where a task gives none, for models of transformers
+
+
+def longest_answer(generation: Mapping[str, Any]) -> int:
+    """How many tokens an answer may have, from a task's `generation_kwargs`."""
+    return next((int(generation[key]) for key in _LENGTHS if generation.get(key)), _LENGTH)
+
+
+def too_long(where: str, task: str, longest: int, name: str, context: int) -> InputError:
+    """The error for a task whose answers leave no room for a question in a model's context."""
+    return InputError(
+        f"{where}.names: {task} allows answers of {longest:,} tokens, and the context of {name} is {context:,}; write "
+        "a smaller `max_gen_toks` into the task, or leave it out"
+    )
 
 
 def language_model(
@@ -137,13 +151,9 @@ def language_model(
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
             for request in requests:
-                given = request.args[1]
-                longest = next((int(given[key]) for key in _LENGTHS if given.get(key)), self.max_gen_toks)
+                longest = longest_answer(request.args[1])
                 if longest >= self.max_length:
-                    raise InputError(
-                        f"{where}.names: {request.task_name} allows answers of {longest:,} tokens, and the context of "
-                        f"{name} is {self.max_length:,}; write a smaller `max_gen_toks` into the task, or leave it out"
-                    )
+                    raise too_long(where, request.task_name, longest, name, self.max_length)
             self.cache_hook = Told("answers", len(requests))
             return super().generate_until(requests, disable_tqdm=True)
 

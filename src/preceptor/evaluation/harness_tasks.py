@@ -10,8 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from preceptor.errors import InputError, did_you_mean, shown
 from preceptor.evaluation.harness import caught
+from preceptor.evaluation.task_files import read_task_file
 from preceptor.models.checkpoint import first_sentence
 from preceptor.recipe import TasksSpec
 
@@ -33,7 +36,8 @@ class Catalogue:
     is taken.
 
     Raises:
-        InputError: the harness is not installed, a folder is not there or holds no task file, or a name is unknown.
+        InputError: the harness is not installed, a folder is not there or holds no task file, a name is unknown, or
+            two names hold one task.
     """
 
     def __init__(self, spec: TasksSpec, *, where: str) -> None:
@@ -56,6 +60,7 @@ class Catalogue:
         for name in spec.names:
             if name not in self.manager.task_index:
                 raise InputError(self._unknown(name))
+        self._check_once(spec.names)
 
     def load(self, name: str) -> list[Any]:
         """The harness's tasks of a name, or the one group; their data is read now, where need be from the Hub.
@@ -67,6 +72,8 @@ class Catalogue:
             InputError: what the harness or the data's reader says against it.
         """
         entry = self.manager.task_index[name]
+        if entry.cfg is None:  # a tag, whose tasks have files of their own
+            return [task for member in sorted(entry.tags) for task in self.load(member)]
         file = None if entry.yaml_path is None else Path(entry.yaml_path)
         ours = file is not None and any(file.is_relative_to(folder) for folder in self._folders)
         try:
@@ -103,6 +110,42 @@ class Catalogue:
                 entry = self.manager.task_index.get(name)
                 if entry is not None and entry.cfg and "group" in entry.cfg:
                     todo += _members(entry.cfg["task"])
+
+    def _check_once(self, names: Sequence[str]) -> None:
+        first: dict[str, tuple[str, str]] = {}
+        for name in names:
+            for task, holder in self._held(name):
+                as_, other = first.setdefault(task, (holder, name))
+                if as_ != holder:
+                    raise InputError(
+                        f"{self.where}.names: {other!r} and {name!r} both ask the task {task!r}, which the harness "
+                        "refuses to run twice; keep one of the two"
+                    )
+
+    def _held(self, name: str) -> Iterator[tuple[str, str]]:
+        """The tasks of a name, as far as the index knows them, each with the group or the task that it is run as."""
+        entry = self.manager.task_index[name]
+        if entry.cfg is None:  # a tag, whose tasks run as if they had been named
+            yield from ((task, task) for task in sorted(entry.tags))
+        elif "group" not in entry.cfg:
+            yield name, name
+        else:
+            yield from ((task, name) for task in self._tasks_of(entry.cfg.get("task"), {name}))
+
+    def _tasks_of(self, members: Any, above: set[str]) -> Iterator[str]:
+        for member in members if isinstance(members, list) else [members]:
+            fields = member if isinstance(member, dict) else {"task": member}
+            name = fields.get("group", fields.get("task"))
+            entry = self.manager.task_index.get(name) if isinstance(name, str) and name not in above else None
+            if entry is None:
+                if "group" in fields:  # defined here; so are tasks that the index does not know
+                    yield from self._tasks_of(fields.get("task"), above)
+            elif entry.cfg is None:
+                yield from sorted(entry.tags)
+            elif "group" in entry.cfg:
+                yield from self._tasks_of(entry.cfg.get("task"), above | {entry.name})
+            else:
+                yield entry.name
 
     def _unknown(self, name: str) -> str:
         where = f"{self.where}.names"
@@ -150,14 +193,8 @@ def _said(error: Exception) -> str:
 
 def _unreadable(file: Path) -> str | None:
     """What is wrong with a task file, as far as its YAML goes."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    Loader.add_constructor("!function", lambda loader, node: None)
     try:
-        value = yaml.load(file.read_text(encoding="utf-8"), Loader)
+        value = read_task_file(file)
     except (OSError, ValueError, yaml.YAMLError) as error:
         return " ".join(str(error).split())
     return None if isinstance(value, dict) else "it is not a mapping"
@@ -184,3 +221,14 @@ def scored_names(item: Any) -> Iterator[str]:
     else:
         for member in item:
             yield from scored_names(member)
+
+
+def leaves(item: Any) -> Iterator[Any]:
+    """The tasks of a loaded task or group."""
+    from lm_eval.api.group import Group
+
+    if isinstance(item, Group):
+        for member in item:
+            yield from leaves(member)
+    else:
+        yield item

@@ -7,6 +7,7 @@ before a judge is paid.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,29 +15,47 @@ from typing import Any, NoReturn
 from preceptor.errors import InputError, shown
 
 _LISTED = 5  # names shown of many
+_HALF_PAIR = re.compile("[\ud800-\udfff]")  # whole pairs are one character by now
 
 
 class Row:
-    """An object of a file and where it stands; its fields are read with their types checked."""
+    """An object of a file and where it stands; its fields are read with their types checked.
+
+    A model may have been cut in the middle of a character, so answers may hold half of a surrogate pair, which JSON can
+    spell and UTF-8 cannot; names, and what a model is to be asked, may not.
+    """
 
     def __init__(self, origin: str, fields: dict[str, Any], expected: str) -> None:
         self.origin, self.fields, self._expected = origin, fields, expected
 
     def text(self, key: str, *, empty: bool = True) -> str:
-        """A text, which `empty` allows to be blank."""
-        value = self.value(key)
+        """A text; unless `empty`, one that is not blank and has no half of a surrogate pair."""
+        value = self._given(key)
         if not isinstance(value, str):
             self.refuse(f"`{key}` is {shown(value)} and must be a text")
         if not empty and not value.strip():
             self.refuse(f"`{key}` is an empty text")
+        if not empty:
+            self._check_whole(key, value)
         return value
 
     def value(self, key: str) -> Any:
-        """Any value. Raises InputError where the key is absent."""
+        """Any value. Raises InputError where the key is absent, or a text (or one of a list) has half a pair."""
+        value = self._given(key)
+        for each in value if isinstance(value, list) else [value]:
+            self._check_whole(key, each)
+        return value
+
+    def _given(self, key: str) -> Any:
         if key not in self.fields:
             has = accepted_keys(self.fields)
             self.refuse(f"has no `{key}`" + (f" (it has {has})" if has else ""))
         return self.fields[key]
+
+    def _check_whole(self, key: str, value: object) -> None:
+        if isinstance(value, str) and (half := _HALF_PAIR.search(value)) is not None:
+            said = f"`{key}` holds {half.group()!r}, one half of a surrogate pair, in place of a character"
+            self.refuse(f"{said}; write the whole character")
 
     def refuse(self, what: str) -> NoReturn:
         """Raises InputError: where, `what`, and what file is expected."""

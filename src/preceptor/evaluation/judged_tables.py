@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from preceptor.evaluation.table import aligned
+from preceptor.evaluation.table import aligned, with_interval
 
 
 def mt_bench_table(result: Mapping[str, Any]) -> list[str]:
@@ -40,4 +40,4 @@ def alpaca_eval_table(result: Mapping[str, Any]) -> list[str]:
 
 
 def _figure(figure: Mapping[str, float] | None, key: str) -> str:
-    return "" if figure is None else f"{figure[key]:.2f} ({figure['low']:.2f} to {figure['high']:.2f})"
+    return "" if figure is None else with_interval(figure, key, 2)

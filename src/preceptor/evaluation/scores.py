@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from preceptor.evaluation.bootstrap import CONFIDENCE, Array, Estimate, Resampler
+from preceptor.evaluation.bootstrap import CONFIDENCE, FEWEST, Array, Estimate, Resampler
 from preceptor.evaluation.comparison import BinaryTask, Drawn, flips, recovery, retention
 from preceptor.evaluation.predictions import Prediction
 from preceptor.evaluation.rows import BINARY
+from preceptor.evaluation.score_warnings import model_warnings
 
 FORMAT = 1
 ROLES = ("general", "domain")
@@ -81,7 +82,8 @@ def summarise(
         "models": entries,
         "warnings": [
             *_data_warnings(facts, shape),
-            *_model_warnings(facts, entries, reference, expert),
+            *_alone(shape),
+            *model_warnings(facts, entries, reference, expert),
         ],
     }
 
@@ -140,12 +142,12 @@ class _Model:
 
     def _dataset(self, name: str) -> dict[str, Any]:
         score = self._score(dataset=name)
-        nll, drawn = self._summed("nll", dataset=name)
+        nll, drawn, rows = self._summed("nll", dataset=name)
         entry: dict[str, Any] = {} if score is None else score.estimate().as_dict()
         return {
             **(entry or {"score": None, "low": None, "high": None}),
-            "nll": _value(Estimate.of(nll, drawn)),
-            "perplexity": _value(Estimate.of(np.exp(nll), np.exp(drawn))),
+            "nll": _value(Estimate.of(nll, drawn, rows)),
+            "perplexity": _value(Estimate.of(np.exp(nll), np.exp(drawn), rows)),
             "kl": self._ratio("kl", dataset=name),
             "agreement": self._ratio("agree", dataset=name),
             "tasks": {key[1]: self._task(key, rows) for key, rows in self.scored(dataset=name).items()},
@@ -158,7 +160,7 @@ class _Model:
             entry["acc_norm"] = float(np.mean([_normalised(each) for each in rows]))
         return entry
 
-    def _summed(self, column: str, *, role: str | None = None, dataset: str | None = None) -> tuple[float, Array]:
+    def _summed(self, column: str, *, role: str | None = None, dataset: str | None = None) -> tuple[float, Array, int]:
         """Σ column / Σ targets over rows of a role or dataset."""
         chosen = {
             _name(key): (_column(rows, column), _column(rows, "targets"))
@@ -167,7 +169,7 @@ class _Model:
         }
         return self.resampler.ratio_of_sums(chosen)
 
-    def _ratio(self, column: str, **which: str | None) -> dict[str, float] | None:
+    def _ratio(self, column: str, **which: str | None) -> dict[str, float | None] | None:
         role, dataset = which.get("role"), which.get("dataset")
         rows = [r for key, r in self.groups.items() if role in (None, r[0]["role"]) and dataset in (None, key[0])]
         if not rows or any(each[column] is None for group in rows for each in group):
@@ -202,11 +204,11 @@ def _normalised(row: Prediction) -> bool:
     return bool(row["choices"][int(np.argmax(per_character))].strip() == row["expected"].strip())
 
 
-def _value(estimate: Estimate | None) -> dict[str, float] | None:
+def _value(estimate: Estimate | None) -> dict[str, float | None] | None:
     return None if estimate is None else {"value": estimate.score, "low": estimate.low, "high": estimate.high}
 
 
-def _difference(model: _Model, reference: _Model | None, role: str) -> dict[str, float] | None:
+def _difference(model: _Model, reference: _Model | None, role: str) -> dict[str, float | None] | None:
     ours, theirs = model.roles[role], None if reference is None else reference.roles[role]
     return None if ours is None or theirs is None else _value(ours.minus(theirs))
 
@@ -244,8 +246,9 @@ def _data_warnings(datasets: Mapping[str, Any], model: _Model) -> list[str]:
     for name, data in datasets.items():
         scored = sum(task["rows"] for task in data["tasks"].values())
         if 0 < scored < SMALL:
+            told = "its intervals are wide" if scored >= FEWEST else "too few to know an interval"
             counted = "1 scored row" if scored == 1 else f"{scored} scored rows"
-            found.append(f"{name}: only {counted}, fewer than {SMALL}; its intervals are wide")
+            found.append(f"{name}: only {counted}, fewer than {SMALL}; {told}")
         if data["dropped"]:
             reasons = "; ".join(f"{count:,} {reason}" for reason, count in data["dropped"].items())
             found.append(f"{name}: {sum(data['dropped'].values()):,} rows dropped for all models: {reasons}")
@@ -259,46 +262,19 @@ def _data_warnings(datasets: Mapping[str, Any], model: _Model) -> list[str]:
     return found
 
 
+def _alone(model: _Model) -> list[str]:
+    """A task of one row beside larger ones, whose share in a score has no known spread (see `mean_over_tasks`)."""
+    found = []
+    for role in ROLES:
+        groups = model.scored(role=role)
+        alone = [key for key, rows in groups.items() if len(rows) == 1]
+        if len(alone) == 1 < len(groups):
+            found.append(
+                f"{alone[0][0]}: task {alone[0][1]} has a single scored row and weighs as much as the other "
+                f"{len(groups) - 1} in the {role} score, whose interval is therefore not known; give it more rows"
+            )
+    return found
+
+
 def _prefix(choices: Sequence[str]) -> tuple[str, str] | None:
     return next(((a, b) for a in choices for b in choices if a != b and b.startswith(a)), None)
-
-
-def _model_warnings(
-    datasets: Mapping[str, Any],
-    entries: Mapping[str, Any],
-    reference: str | None,
-    expert: str | None,
-) -> list[str]:
-    found = []
-    percent = f"{CONFIDENCE:.0%}".replace("%", " %")
-    if reference is not None and expert is not None:
-        gain = entries[expert]["over_reference"]["domain"]
-        if gain is not None and not gain["low"] > 0:
-            found.append(
-                f"{expert}: the expert does not beat the reference {reference} on the domain beyond noise (paired "
-                f"difference {gain['value']:+.3f}, {percent} interval {gain['low']:+.3f} to {gain['high']:+.3f}), so "
-                "recovery is not defined"
-            )
-    if reference is not None and entries[reference]["general"] and entries[reference]["retention"] is None:
-        found.append(
-            f"{reference}: the reference's general score is not above 0 beyond noise, so retention is not defined"
-        )
-    for name, entry in entries.items():
-        for role, gain in entry["over_reference"].items():
-            if gain is not None and name != reference and gain["low"] <= 0 <= gain["high"]:
-                assert reference is not None
-                found.append(
-                    f"{name}: its {role} score {entry[role]['score']:.3f} is not distinguishable from the reference's "
-                    f"{entries[reference][role]['score']:.3f} (paired difference {gain['value']:+.3f}, {percent} "
-                    f"interval {gain['low']:+.3f} to {gain['high']:+.3f})"
-                )
-        blind = [
-            f"{task} ({score['score']:.3f}, majority {datasets[data]['tasks'][task]['majority']:.3f})"
-            for data, each in entry["datasets"].items()
-            for task, score in each["tasks"].items()
-            if datasets[data]["tasks"][task]["metric"] == "accuracy"
-            and score["low"] <= datasets[data]["tasks"][task]["majority"]
-        ]
-        if blind:
-            found.append(f"{name}: not above always giving the most frequent answer on {', '.join(blind)}")
-    return found

@@ -49,7 +49,13 @@ def task_table(scores: Mapping[str, Any]) -> list[str]:
 
 
 def _with_interval(figure: Mapping[str, float] | None, key: str) -> str:
-    return "" if figure is None else f"{figure[key]:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+    return "" if figure is None else with_interval(figure, key, 3)
+
+
+def with_interval(figure: Mapping[str, float | None], key: str, digits: int) -> str:
+    """`0.869 (0.848 to 0.890)`; the figure alone where its interval is not known."""
+    told = f"{figure[key]:.{digits}f}"
+    return told if figure["low"] is None else f"{told} ({figure['low']:.{digits}f} to {figure['high']:.{digits}f})"
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from preceptor.data.template import choose_template
-from preceptor.evaluation.harness import caught, evaluate, language_model
-from preceptor.evaluation.harness_tasks import Catalogue, scored_names
+from preceptor.evaluation.harness import caught, evaluate, language_model, longest_answer, too_long
+from preceptor.evaluation.harness_tasks import Catalogue, leaves, scored_names
 from preceptor.evaluation.progress import Progress
+from preceptor.evaluation.task_files import task_files
 from preceptor.files import json_text, sha256_file, sha256_json, write_atomic
+from preceptor.models.checkpoint import check_model
 from preceptor.models.load import load_model
 from preceptor.models.tokenizers import check_tokenizer_fits, load_tokenizer
 
@@ -44,22 +46,46 @@ _KEPT = (
 """What is kept of the harness's own results."""
 
 
-def check_tasks(spec: TasksSpec, *, where: str = "tasks", data: bool = False) -> None:
+def check_tasks(
+    spec: TasksSpec, *, where: str = "tasks", data: bool = False, models: Mapping[str, ModelSpec] | None = None
+) -> None:
     """Makes sure, before anything runs, that the harness is installed and knows every name; takes seconds at most.
 
     Args:
         spec: its folders resolved.
         where: how a message begins, such as `stages.scores.tasks`.
         data: reads the tasks' data as well, which is downloaded where it has not been.
+        models: with `data`, by name with their paths resolved: makes sure that the answers of each task fit the context
+            of those whose config says it.
 
     Raises:
         InputError: otherwise.
     """
     catalogue = Catalogue(spec, where=where)
-    if data:
-        with caught():
-            for name in spec.names:
-                catalogue.load(name)
+    if not data:
+        return
+    with caught():
+        tasks = [task for name in spec.names for item in catalogue.load(name) for task in leaves(item)]
+    contexts = {name: _context(model) for name, model in (models or {}).items()}
+    for task in tasks:
+        if task.OUTPUT_TYPE != "generate_until":
+            continue
+        longest = longest_answer(task.config.generation_kwargs or {})
+        for name, context in contexts.items():
+            if context is not None and longest >= context:
+                raise too_long(where, task.task_name, longest, name, context)
+
+
+def _context(model: ModelSpec) -> int | None:
+    """The context of a model in a folder, in tokens, as the harness reads it from the config; None if it says none."""
+    if not Path(model.path).is_dir():
+        return None
+    config = check_model(model).config
+    for part in (config.get("text_config") or {}, config):
+        for key in ("n_positions", "max_position_embeddings", "n_ctx"):
+            if isinstance(length := part.get(key), int):
+                return length
+    return None
 
 
 def run_tasks(
@@ -78,7 +104,7 @@ def run_tasks(
         models: by name; paths resolved.
         spec: its folders resolved.
         directory: where `tasks/NAME.json` is written after each model. One that is there and answers the same request
-            is kept; whether it is of the same weights and data the caller answers for.
+            is kept; whether it is of the same weights the caller answers for.
         seed: of few-shot examples, of sampled answers and of bootstrapped standard errors.
         reference: whose chat template a model without one is given.
         log: takes progress lines.
@@ -94,10 +120,11 @@ def run_tasks(
         scores["warnings"].append(
             f"tasks: at most {spec.limit:,} examples of each were asked (`limit`), so these scores are for trials only"
         )
+    files = _files(spec)
     for number, (name, model) in enumerate(models.items(), 1):
         title = f"{name} ({number} of {len(models)})"
         path = directory / "tasks" / f"{name}.json"
-        request = _request(spec, model, seed, catalogue.version)
+        request = _request(spec, files, model, seed, catalogue.version)
         found = _kept(path, request)
         if found is None:
             found = _run(model, spec, catalogue, seed=seed, theirs=theirs, title=title, log=log)
@@ -168,16 +195,21 @@ def _run(
     }
 
 
-def _request(tasks: TasksSpec, model: ModelSpec, seed: int, harness: str) -> str:
-    """What a file of results answers: all that can change them, beside the weights and the tasks' data."""
-    files = {
+def _files(tasks: TasksSpec) -> list[Any]:
+    """The SHA-256 of all local files that the tasks are made of, their data among them."""
+    inside = {
         str(file.relative_to(folder)): sha256_file(file)
         for folder in map(Path, tasks.include)
         for file in sorted(folder.rglob("*"))
-        if file.suffix in (".yaml", ".py") and file.is_file()
+        if file.is_file() and not any(part.startswith((".", "__pycache__")) for part in file.relative_to(folder).parts)
     }
+    return [inside, [sha256_file(file) for file in task_files(tasks)]]
+
+
+def _request(tasks: TasksSpec, files: list[Any], model: ModelSpec, seed: int, harness: str) -> str:
+    """What a file of results answers: all that can change them, beside the weights and what is on the Hub."""
     asked = tasks.model_dump(mode="json", exclude={"batch_size", "include"})
-    return sha256_json([asked, files, model.model_dump(mode="json"), seed, harness])
+    return sha256_json([asked, *files, model.model_dump(mode="json"), seed, harness])
 
 
 def _kept(path: Path, request: str) -> dict[str, Any] | None:

@@ -43,17 +43,18 @@ def write_report(
         log: takes one line of progress; everything that is missing or broken is such a line too.
 
     Raises:
-        InputError: nothing can be reported of any source, or `out` cannot be written.
+        InputError: nothing can be reported of any source, or `out` cannot be written or holds another program's report.
         RunFailed: the page could not be made; report.json and the figures are written all the same.
     """
     if not sources:
         raise InputError("report: no run is given; give one or more run directories, such as runs/NAME")
+    _refuse_foreign(out)
     runs = _read(sources)
     if not any(stage.reportable for run in runs for stage in run.stages):
         raise InputError(_nothing(runs))
     for run in runs:
         for problem in run.problems:
-            log(f"{run.id}: {problem}")
+            log(problem if problem.startswith(f"{run.id}: ") else f"{run.id}: {problem}")
 
     from preceptor.report.summary import summarise
 
@@ -70,6 +71,24 @@ def write_report(
             f"report: {out} cannot be written ({error.strerror}); give a folder that can with --out"
         ) from error
     return report
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Other programs call their files so too; only what this one wrote is written over."""
+    found = [name for name in (REPORT, PAGE) if (out / name).exists()]
+    if found and not _is_ours(out / REPORT):
+        raise InputError(
+            f"report: {out} holds a {found[0]} that preceptor did not write; move it away, or give another folder with "
+            "--out"
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and "preceptor" in value
 
 
 def _drawn(report: dict[str, Any], log: Log) -> dict[str, DrawnFigure]:

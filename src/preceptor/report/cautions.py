@@ -9,6 +9,17 @@ from preceptor.report.groups import Group, RunModels
 
 COMPARED = "not distinguishable"
 """In every sentence of scores.json on a paired difference that is noise; of several seeds it is judged anew."""
+FIRST = (
+    "no grade could be read",
+    "could not be read",
+    "are missing",
+    "have no annotation",
+    "is not defined",
+    "is therefore not known",
+    "not on one scale",
+    "has scores of",
+)
+"""In sentences on figures that are of other rows than they seem, or that are not there: the page folds a long list."""
 MEASURES = {
     "general": "general score",
     "domain": "domain score",
@@ -19,7 +30,7 @@ Models = Mapping[str, Mapping[str, Any]]
 
 
 def cautions(groups: Sequence[Group], models: Models, differences: Sequence[Mapping[str, Any]]) -> list[str]:
-    """All warnings, those of scores.json first, each once."""
+    """All warnings, each once: those of `FIRST`, then those of scores.json, then those of runs set side by side."""
     found: list[str] = []
     for group in groups:
         found += _of_scores(group)
@@ -32,7 +43,7 @@ def cautions(groups: Sequence[Group], models: Models, differences: Sequence[Mapp
             "published rows come from other judges, prompts and dates than ours; a difference of a few points to them "
             "means nothing"
         )
-    return list(dict.fromkeys(found))
+    return sorted(dict.fromkeys(found), key=lambda each: not any(words in each for words in FIRST))
 
 
 def _of_scores(group: Group) -> list[str]:
@@ -108,10 +119,19 @@ def _other_judges(models: Models) -> list[str]:
     return found
 
 
+def other_judges(one: Mapping[str, Any], other: Mapping[str, Any], measure: str) -> list[str]:
+    """The two judges of two models where they differ; empty where it is one, or not known."""
+    if measure not in ("mt_bench", "alpaca_eval"):
+        return []
+    judges = [str(judge) for each in (one, other) if (judge := (each.get(measure) or {}).get("judge")) is not None]
+    return judges if len(set(judges)) == 2 else []
+
+
 def _overlaps(models: Models, differences: Sequence[Mapping[str, Any]]) -> list[str]:
     """For each measure the models whose interval overlaps the best one's: their order is not known.
 
-    Models with a paired difference to the best one are left out, for that says it better.
+    Models with a paired difference to the best one are left out, for that says it better, and those of other judges,
+    for their scores are not on one scale.
     """
     found = []
     for measure, words in MEASURES.items():
@@ -127,7 +147,10 @@ def _overlaps(models: Models, differences: Sequence[Mapping[str, Any]]) -> list[
         near = [
             key
             for key, (_, _, high) in intervals.items()
-            if key != best and high >= intervals[best][1] and {key, best} not in paired
+            if key != best
+            and high >= intervals[best][1]
+            and {key, best} not in paired
+            and not other_judges(models[key], models[best], measure)
         ]
         if near:
             listed = f"{', '.join(near[:-1])} and {near[-1]} are" if len(near) > 1 else f"{near[0]} is"

@@ -31,6 +31,7 @@ def curves(groups: Sequence[Group]) -> list[dict[str, Any]]:
                         "title": f"{group.title}: {title}" if several else title,
                         "kind": stage.kind,
                         "seed": each.run.seed,
+                        "finished": stage.status == "done",
                         "step": steps,
                         "series": series,
                     }

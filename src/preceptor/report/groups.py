@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from preceptor.report.merge import fill
@@ -91,33 +90,72 @@ def _alike(a: Run, b: Run) -> bool:
     pairs = [(stage, theirs[stage.name]) for stage in a.stages if stage.name in theirs]
     if not pairs or not all(_spec(one) is not None and _spec(one) == _spec(other) for one, other in pairs):
         return False
-    first, second = (_seedless(run, (a.seed, b.seed)) for run in (a, b))
-    if first is None or second is None:
-        return first is second
-    names = [stage.name for stage, _ in pairs]
-    parts = [(each.get("data"), [(each.get("stages") or {}).get(name) for name in names]) for each in (first, second)]
-    return parts[0] == parts[1]
+    if not a.plan or not b.plan:
+        return not a.plan and not b.plan
+    seeds = (a.seed, b.seed)
+    if _seedless(a.plan.get("data"), seeds) != _seedless(b.plan.get("data"), seeds):
+        return False
+    return all(_same_stage(a, b, one, other, seeds) for one, other in pairs)
+
+
+def _same_stage(a: Run, b: Run, one: Stage, other: Stage, seeds: Sequence[int]) -> bool:
+    """Whether the recipes ask the same of a stage, but for the seed and for where files lie.
+
+    Another path is another model, unless the seed alone tells the paths apart and both read the same content there.
+    """
+    asked = [_own_models((run.plan.get("stages") or {}).get(one.name), run) for run in (a, b)]
+    first, second = (_seedless(each, seeds, _NAMES) for each in asked)
+    if first == second:
+        return True
+    read = [_files_read(stage) for stage in (one, other)]
+    return bool(read[0]) and read[0] == read[1] and _seedless(asked[0], seeds) == _seedless(asked[1], seeds)
+
+
+_NAMES = ("run_name", "logging_dir", "output_dir")
+"""Settings that name a run and change no result."""
+
+
+def _files_read(stage: Stage) -> dict[str, Any]:
+    """The hashes of what a stage read beside its data and its own run's models."""
+    inputs = stage.record.get("inputs")
+    found = inputs.items() if isinstance(inputs, dict) else ()
+    return {key: value for key, value in found if not key.startswith(("data.", "overlap")) and not _of_stage(value)}
+
+
+def _of_stage(value: Any) -> bool:
+    path = value.get("path") if isinstance(value, dict) else None
+    return isinstance(path, dict) and path.keys() == {"stage"}
+
+
+def _own_models(part: Any, run: Run) -> Any:
+    """The paths of models that the run's own stages made, as `stage:NAME`."""
+    if isinstance(part, dict):
+        return {key: _own_models(item, run) for key, item in part.items()}
+    if isinstance(part, list):
+        return [_own_models(item, run) for item in part]
+    made = _maker(run, part) if isinstance(part, str) else None
+    return part if made is None else f"stage:{made.name}"
 
 
 def _spec(stage: Stage) -> Any:
     return stage.record.get("spec")
 
 
-def _seedless(run: Run, seeds: Sequence[int]) -> Mapping[str, Any] | None:
-    """The recipe with the seeds taken out of its texts: `data-43/shop.jsonl` is the same as `data-44/shop.jsonl`."""
-    if not run.plan:
-        return None
+def _seedless(part: Any, seeds: Sequence[int], keys: Sequence[str] | None = None) -> Any:
+    """The part of a recipe with the seeds taken out of its texts: `data-43/x.jsonl` is the same as `data-44/x.jsonl`.
+
+    With `keys` only out of what these hold.
+    """
     number = re.compile(rf"(?<!\d)({'|'.join(map(str, seeds))})(?!\d)")
 
-    def without(part: Any) -> Any:
+    def without(part: Any, within: bool) -> Any:
         if isinstance(part, dict):
-            return {key: without(item) for key, item in part.items()}
+            return {key: without(item, within or (keys is not None and key in keys)) for key, item in part.items()}
         if isinstance(part, list):
-            return [without(item) for item in part]
-        return number.sub("SEED", part) if isinstance(part, str) else part
+            return [without(item, within) for item in part]
+        return number.sub("SEED", part) if within and isinstance(part, str) else part
 
-    found: Mapping[str, Any] = without(run.plan)
-    return found
+    return without(part, keys is None)
 
 
 # --- the models of a run ---------------------------------------------------------------------------------------
@@ -186,22 +224,33 @@ def _seconds(run: Run, model: Any) -> float | None:
     """How long the stage took that made a model; None for one that no stage of this run made."""
     texts = [model.get(key) for key in ("adapter", "path")] if isinstance(model, dict) else []
     for text in (each for each in texts if isinstance(each, str)):
-        for stage in run.stages:
-            folder = stage.directory.resolve()
-            if text == f"stage:{stage.name}" or Path(text) in (folder / "model", folder / "adapter"):
-                seconds = stage.record.get("seconds")
-                return float(seconds) if isinstance(seconds, int | float) else None
+        made = _maker(run, text)
+        if made is not None:
+            seconds: float | None = made.record.get("seconds")
+            return seconds
+    return None
+
+
+def _maker(run: Run, text: str) -> Stage | None:
+    """The run's stage that made the model at a path of its recipe, which may be relative to the recipe's folder."""
+    for stage in run.stages:
+        own = [str(stage.directory.resolve() / name) for name in ("model", "adapter")]
+        if text == f"stage:{stage.name}" or text in own:
+            return stage
+        nested = text.removeprefix("./")
+        if nested.count("/") > 1 and any(path.endswith(f"/{nested}") for path in own):
+            return stage
     return None
 
 
 # --- differences between models --------------------------------------------------------------------------------
 
 
-def differences(group: Group) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """Each paired difference of the group's models, named by their keys, with its seeds."""
-    seeds: dict[str, list[dict[str, Any]]] = {}
+def differences(group: Group) -> Iterator[tuple[dict[str, Any], list[dict[str, Any] | None]]]:
+    """Each paired difference of the group's models, named by their keys, with that of each run, or None."""
+    seeds: dict[str, dict[int, dict[str, Any]]] = {}
     names: dict[str, dict[str, Any]] = {}
-    for run in group.runs:
+    for number, run in enumerate(group.runs):
         for stage in run.run.stages:
             for each in stage.scores.differences if stage.scores is not None else ():
                 called = [run.names.get((stage.name, each[role])) for role in ("model", "than")]
@@ -210,6 +259,6 @@ def differences(group: Group) -> Iterator[tuple[dict[str, Any], list[dict[str, A
                 keys = [group.key(str(name)) for name in called]
                 identity = json.dumps([each["measure"], *keys])
                 names[identity] = {"measure": each["measure"], "model": keys[0], "than": keys[1]}
-                seeds.setdefault(identity, []).append(each)
+                seeds.setdefault(identity, {})[number] = each
     for identity, found in seeds.items():
-        yield names[identity], found
+        yield names[identity], [found.get(number) for number in range(len(group.runs))]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.errors import shown
+from preceptor.report.values import cleaned
 
 Say = Callable[[str], None]
 """Takes one sentence on what is wrong."""
@@ -26,7 +27,10 @@ def read_object(path: Path, say: Say) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         say(f"{path.name}: holds {shown(value)} where a JSON object belongs")
         return None
-    return value
+    faults: set[str] = set()
+    found: dict[str, Any] = cleaned(value, faults)
+    _told(path, faults, say)
+    return found
 
 
 def read_lines(path: Path, say: Say) -> list[dict[str, Any]]:
@@ -38,6 +42,7 @@ def read_lines(path: Path, say: Say) -> list[dict[str, Any]]:
         return []
     found: list[dict[str, Any]] = []
     broken: list[int] = []
+    faults: set[str] = set()
     lines = text.split("\n")
     if not lines[-1]:
         lines.pop()
@@ -47,7 +52,7 @@ def read_lines(path: Path, say: Say) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             value = None
         if isinstance(value, dict):
-            found.append(value)
+            found.append(cleaned(value, faults))
         else:
             broken.append(number)
     if broken == [len(lines)] and not text.endswith("\n"):
@@ -55,7 +60,13 @@ def read_lines(path: Path, say: Say) -> list[dict[str, Any]]:
     elif broken:
         counted = f"line {broken[0]:,}" if len(broken) == 1 else f"{len(broken):,} lines (the first is {broken[0]:,})"
         say(f"{path.name}: {counted} cannot be read as JSON objects; the other {len(found):,} are used")
+    _told(path, faults, say)
     return found
+
+
+def _told(path: Path, faults: set[str], say: Say) -> None:
+    if faults:
+        say(f"{path.name}: has {' and '.join(sorted(faults))}, which are left out")
 
 
 def of_newer_format(value: dict[str, Any], known: int) -> bool:

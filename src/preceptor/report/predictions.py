@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def read_predictions(folder: Path, scores: Scores, say: Say) -> dict[str, Rows]:
 
 def _of_model(name: str, folder: Path, say: Say) -> Rows:
     path = folder / f"{name}.jsonl"
-    if not path.is_file():
+    if not _is_file(path):
         say(f"predictions/{name}.jsonl is missing, so that {name} is in no example")
         return []
     rows = read_lines(path, lambda problem: say(f"predictions/{problem}"))
@@ -48,12 +49,22 @@ def _of_model(name: str, folder: Path, say: Say) -> Rows:
     return whole
 
 
+def _is_file(path: Path) -> bool:
+    """A model may be called what no file can be."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def _whole(row: Mapping[str, Any]) -> bool:
     """Whether a row has the fields, and what places it among the others is of the right type."""
     if not row.keys() >= set(FIELDS):
         return False
     texts = all(isinstance(row[key], str) for key in ("id", "dataset", "role", "task"))
-    return texts and isinstance(row["row"], int) and (row["score"] is None or isinstance(row["score"], int | float))
+    metric, score = row["metric"], row["score"]
+    graded = score is None or (isinstance(score, int | float) and math.isfinite(score))
+    return texts and isinstance(row["row"], int) and graded and (metric is None or isinstance(metric, str))
 
 
 def _same_rows(rows: Rows, others: Rows) -> bool:

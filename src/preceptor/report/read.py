@@ -13,8 +13,10 @@ from typing import Any, Literal
 
 from preceptor.report.lines import Say, of_newer_format, read_lines, read_object
 from preceptor.report.predictions import read_predictions
+from preceptor.report.records import checked
 from preceptor.report.scores_file import Scores, read_scores, scores_of_record
 from preceptor.report.sources import Place, recipe_value
+from preceptor.report.values import encodable
 
 STAGE_FORMAT = 1
 TRAINING = ("sft", "distill")
@@ -73,31 +75,59 @@ class Run:
 def read_run(place: Place) -> Run:
     """Reads all of one run that can be read; its `problems` say what cannot."""
     problems = list(place.problems)
-    read = [read_stage(directory, problems.append) for directory in place.stages]
-    stages: dict[str, Stage] = {}
-    for stage in read:  # the first finished one: an untrained student may be in several directories of one run
-        if stage.name not in stages or (stage.status == "done" and stages[stage.name].status != "done"):
-            stages[stage.name] = stage
-    text, plan = _recipe(place, problems.append)
+    stages = _one_of_each([read_stage(directory, problems.append) for directory in place.stages], problems.append)
+    recipe, plan = _recipe(place, problems.append)
     planned = list(plan.get("stages", {}))
     waiting = [name for name in planned if name not in stages] if place.whole and stages else []
     if waiting:
-        problems.append(f"{', '.join(map(str, waiting))}: not begun; `{_COMMAND}` goes on with the run")
+        problems.append(f"{', '.join(map(str, waiting))}: not begun; {_AGAIN} goes on with the run")
     given = place.given
     seeds = [stage.record.get("seed") for stage in stages.values()]
     seed = given.seed if given is not None and given.seed is not None else next((s for s in seeds if _whole(s)), None)
     key = {name: number for number, name in enumerate(planned)}
     return Run(
-        id=place.title,
-        path=place.path,
+        id=encodable(place.title),
+        path=encodable(place.path),
         seed=seed,
-        recipe=text,
+        recipe=recipe,
         plan=plan,
         stages=sorted(stages.values(), key=lambda s: (key.get(s.name, len(key)), str(s.record.get("started")), s.name)),
-        problems=[problem.replace(_COMMAND, _command(text)) for problem in problems],
+        problems=[encodable(problem.replace(_AGAIN, _command(recipe))) for problem in problems],
         titles={} if given is None else given.titles,
         measured={} if given is None else given.measured,
     )
+
+
+def _one_of_each(read: Sequence[Stage], say: Say) -> dict[str, Stage]:
+    """Of the folders that hold one stage the one that bears its name, then a finished one, then the newest.
+
+    An untrained student may be in several directories of one run; other results that are left out are named.
+    """
+    found: dict[str, Stage] = {}
+    for name in dict.fromkeys(stage.name for stage in read):
+        same = [stage for stage in read if stage.name == name]
+        found[name] = max(same, key=_worth)
+        for stage in same:
+            folder, kept = (encodable(each.directory.name) for each in (stage, found[name]))
+            if stage is not found[name] and (folder != name or not _same_result(stage, found[name])):
+                place = f"{encodable(stage.directory.parent.name)}/{folder}" if folder == kept else folder
+                say(f"{place}: is left out: it holds a result of the stage {name} too, and that of {kept} is shown")
+    return found
+
+
+def _worth(stage: Stage) -> tuple[bool, bool, bool, str]:
+    finished = stage.record.get("finished")
+    named = encodable(stage.directory.name) == stage.name
+    return (
+        stage.status != "unreadable",
+        named,
+        stage.status == "done",
+        finished if isinstance(finished, str) else "",
+    )
+
+
+def _same_result(a: Stage, b: Stage) -> bool:
+    return a.status == b.status and a.record.get("identity") == b.record.get("identity")
 
 
 def named_apart(runs: Sequence[Run]) -> list[Run]:
@@ -115,15 +145,25 @@ def named_apart(runs: Sequence[Run]) -> list[Run]:
     return list(runs)
 
 
-_COMMAND = "preceptor run recipe.yaml"
+_AGAIN = "\0the same command\0"
+"""Stands in a problem for the command that goes on with the run, which is known only with its recipe."""
+_COMMAND_LINE = "# Run it again with: "
 
 
 def _command(recipe: str | None) -> str:
-    """The command that goes on with a run: its recipe.yaml names the recipe it comes from in its first line."""
-    first = (recipe or "").split("\n", 1)[0]
-    if first.startswith("# From ") and ", overrides applied;" in first:
-        return f"preceptor run {first[len('# From ') : first.index(', overrides applied;')]}"
-    return _COMMAND
+    """The command that goes on with a run, as the comments at the top of its recipe.yaml have it.
+
+    Where they do not, the recipe they name; that of `preceptor evaluate` is no file, and runs no recipe.
+    """
+    comments = [line for line in (recipe or "").split("\n")[:3] if line.startswith("# ")]
+    for line in comments:
+        if line.startswith(_COMMAND_LINE) and line[len(_COMMAND_LINE) :].strip():
+            return f"`{line[len(_COMMAND_LINE) :].strip()}`"
+    first = comments[0] if comments else ""
+    if not first.startswith("# From ") or ", overrides applied;" not in first:
+        return "`preceptor run recipe.yaml`"
+    source = first[len("# From ") : first.index(", overrides applied;")]
+    return f"`preceptor run {source}`" if Path(source).suffix in (".yaml", ".yml") else "the command that began it"
 
 
 def _recipe(place: Place, say: Say) -> tuple[str | None, Mapping[str, Any]]:
@@ -132,20 +172,20 @@ def _recipe(place: Place, say: Say) -> tuple[str | None, Mapping[str, Any]]:
             say("recipe.yaml: is missing, so that what the run was given is known from its stages alone")
         return None, {}
     try:
-        text = place.recipe.read_text(encoding="utf-8")
+        recipe = place.recipe.read_text(encoding="utf-8")
     except (OSError, ValueError):
         say("recipe.yaml: cannot be read as text, so that what the run was given is known from its stages alone")
         return None, {}
     value = recipe_value(place.recipe)
     if not value:
         say("recipe.yaml: is no recipe; it is shown as it is")
-    return text, value
+    return recipe, value
 
 
 def read_stage(directory: Path, say: Say) -> Stage:
     """One stage's directory, whatever state it is in."""
     record, status = _record(directory, lambda problem: say(f"{directory.name}: {problem}"))
-    name = record.get("stage") if isinstance(record.get("stage"), str) else directory.name
+    name = record.get("stage") or encodable(directory.name)
     stage = Stage(str(name), _kind(record), directory, status, record)
 
     def told(problem: str) -> None:
@@ -180,15 +220,15 @@ def _record(directory: Path, say: Say) -> tuple[Mapping[str, Any], Status]:
         if not isinstance(value.get("stage"), str) or not isinstance(value.get("kind"), str):
             say("stage.json: is not the record of a stage of preceptor; it is left out")
             return {}, "unreadable"
-        return value, "done"
+        return checked("stage.json", value, say), "done"
     if not (directory / "started.json").exists():
         say("has no stage.json and no started.json, so that what made it is unknown; what can be read of it is shown")
         return {}, "unreadable"
     value = read_object(directory / "started.json", say) or {}
     cause = _cause(directory / "error.txt")
     how = "it was stopped, or is still running" if cause is None else f"it failed ({cause})"
-    say(f"has started.json and no stage.json: {how}; `{_COMMAND}` goes on with it")
-    return value, "unfinished"
+    say(f"has started.json and no stage.json: {how}; {_AGAIN} goes on with it")
+    return checked("started.json", value, say), "unfinished"
 
 
 def _cause(path: Path) -> str | None:

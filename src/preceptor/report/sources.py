@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from preceptor.report.values import cleaned
+
 SIGNS = ("stage.json", "started.json", "scores.json", "metrics.jsonl")
 """A folder that has one of these is read as a stage; the last two alone are what is left of one."""
 _INSIDE = {"model", "adapter", "checkpoints", "store", "predictions", "requests"}
@@ -154,7 +156,7 @@ def _record(path: Path) -> Mapping[str, Any]:
     for name in ("stage.json", "started.json"):
         try:
             value = json.loads((path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
         if isinstance(value, dict):
             return value
@@ -198,14 +200,17 @@ def _recipe_key(place: Place) -> str | None:
     if not value:
         return None
     parts = (str(Path(place.path).parent), value.get("seed"), value.get("data"), sorted(map(str, value["stages"])))
-    return json.dumps(parts, sort_keys=True, default=str)
+    try:
+        return json.dumps(parts, sort_keys=True, default=str)
+    except (TypeError, ValueError):  # YAML has keys that JSON has not
+        return None
 
 
 def recipe_value(path: Path) -> Mapping[str, Any]:
     """A recipe.yaml as a mapping that has `stages`; empty where it cannot be read as one."""
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        value = cleaned(yaml.safe_load(path.read_text(encoding="utf-8")), set())
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
         return {}
     return value if isinstance(value, dict) and isinstance(value.get("stages"), dict) else {}
 

@@ -115,12 +115,12 @@ def _points(models: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[float, f
 def _differences(group: Group) -> list[dict[str, Any]]:
     found = []
     for names, seeds in differences(group):
-        interval = interval_over(seeds, "value")
-        assert interval is not None
+        interval = interval_over(seeds, "value")  # None where a seed has none
+        if interval is None:
+            continue
         low, high = interval["low"], interval["high"]
         apart = low is not None and high is not None and not low <= 0 <= high
-        p = {"p": seeds[0]["p"]} if len(seeds) == 1 and "p" in seeds[0] else {}
-        found.append({**names, **interval, "distinguishable": apart, **p})
+        found.append({**names, **interval, "distinguishable": apart})
     return found
 
 

@@ -154,7 +154,8 @@ class Suites:
         for endpoint in self.served.values():
             endpoint.check()
         if self.tasks is not None:
-            check_tasks(self.tasks, where=f"{self.where}.tasks", data=True)
+            models = {name: self.context.resolve_model(model) for name, model in self.spec.named.items()}
+            check_tasks(self.tasks, where=f"{self.where}.tasks", data=True, models=models)
         if self.judged:
             self._answer()
         reference = self.spec.name_of(self.spec.reference)

@@ -105,3 +105,39 @@ def test_retention_is_the_quotient_of_scores() -> None:
     assert found.score == pytest.approx(0.95)
     assert found.low < 0.95 < found.high < 1.0  # the rows are the same, and four were lost
     assert retention(model, drawn("0" * 100)) is None
+
+
+# --- few rows --------------------------------------------------------------------------------------------------
+
+
+def test_a_gain_of_too_few_rows_is_no_gain() -> None:
+    """Five rows that all gained are chance in 6 % of cases, six in 3 %."""
+    for rows, known in ((1, False), (2, False), (5, False), (6, True)):
+        reference, expert = drawn("0" * rows), drawn("1" * rows)
+        gain = expert.minus(reference)
+        assert gain.score == 1.0
+        assert (gain.low, gain.high) == ((pytest.approx(1.0),) * 2 if known else (None, None))
+        found = [recovery(expert, reference, expert), retention(reference, expert)]
+        assert all((each is not None) is known for each in found)
+
+
+def test_differences_vary_where_each_score_does_not_and_the_reverse() -> None:
+    """Twelve tasks of a row each: what is drawn together is drawn alike for both models."""
+
+    def alone(text: str) -> Drawn:
+        return Drawn(*RESAMPLER.mean_over_tasks({f"t{i:02}": np.array([float(bit)]) for i, bit in enumerate(text)}))
+
+    one, other = alone("1" * 11 + "0"), alone("1" * 5 + "0" * 7)
+    same, gain = one.minus(one), one.minus(other)
+    assert (same.low, same.high) == (0.0, 0.0)
+    assert gain.low is not None
+    assert gain.high is not None
+    assert gain.low < gain.score < gain.high
+    assert gain.score == pytest.approx(0.5)
+    assert one.minus(alone("1" * 12)).above_0 is False
+
+
+def test_flips_of_a_single_row_have_no_interval() -> None:
+    found = flips({"t": BinaryTask(bits("1"), bits("0"), np.zeros(1))}, RESAMPLER)
+    assert found is not None
+    assert (found["forgotten"]["rate"], found["forgotten"]["low"], found["forgotten"]["high"]) == (1.0, None, None)

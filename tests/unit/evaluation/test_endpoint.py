@@ -21,6 +21,7 @@ from endpoint_stub import Step, StubEndpoint, answering, error, malformed, reset
 from preceptor.errors import InputError, RunFailed
 from preceptor.evaluation import endpoint_batch
 from preceptor.evaluation.endpoint import Completion, Endpoint, Reply
+from preceptor.evaluation.usage import Usage
 from preceptor.recipe.suites import EndpointSpec, PriceSpec
 
 KEY = "sk-proj-0123456789abcdefXYZ"
@@ -526,6 +527,24 @@ class TestTheKey:
         assert not leaks("".join(LINES))
         assert all(not leaks(path.read_text()) for path in tmp_path.rglob("*") if path.is_file())
 
+    def test_json_that_spells_it_in_another_way_brings_it_into_no_file(
+        self, stub: StubEndpoint, make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("JUDGE_KEY", key := "sk-test/secret-0123")
+        spelled = {"q0": key.replace("/", "\\/"), "q1": "".join(f"\\u{ord(each):04x}" for each in key)}
+
+        def answer(body: dict[str, Any]) -> Step:
+            said = say("sent KEY", finish_reason="KEY", model="KEY", logprobs=[{"sent": -0.1, "KEY": -2.0}])
+            return replace(said, body=said.body.replace(b"KEY", spelled[asked(body)].encode()))
+
+        stub.answer = answer
+        found = replies(make(key_env="JUDGE_KEY"), questions(2))
+        assert {(each.text, each.finish_reason, each.model) for each in found} == {("sent ***", "***", "***")}
+        assert found[0].logprobs == ({"sent": -0.1, "***": -2.0},)
+        kept = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+        assert len(kept) == 1
+        assert not any("secret" in text or "u0073" in text for text in kept)
+
     @pytest.mark.parametrize("status", [400, 401, 403, 404, 422, 429, 500])
     def test_no_error_shows_it(
         self, stub: StubEndpoint, make: Make, monkeypatch: pytest.MonkeyPatch, status: int
@@ -554,10 +573,24 @@ class TestTheKey:
         # Whatever server this is, the key of another one is not for it.
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
         monkeypatch.setenv("OPENAI_ADMIN_KEY", KEY)
-        monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"Authorization: Bearer {KEY}")
-        replies(make(), [ask("q")])
-        assert "authorization" not in stub.headers[0]
+        for name in ("Authorization", "authorization"):
+            monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"{name}: Bearer {KEY}")
+            replies(make(), [ask(name)])
+        assert len(stub.headers) == 2
+        assert not any("authorization" in headers for headers in stub.headers)
         assert not leaks(json.dumps(stub.headers))
+
+    @pytest.mark.parametrize("key_env", [None, "JUDGE_KEY"])
+    def test_nor_the_account_of_another_endpoint(
+        self, stub: StubEndpoint, make: Make, monkeypatch: pytest.MonkeyPatch, key_env: str | None
+    ) -> None:
+        monkeypatch.setenv("JUDGE_KEY", KEY)
+        monkeypatch.setenv("OPENAI_ORG_ID", "org-of-ours")
+        monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-of-ours")
+        monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "openai-project: proj-of-ours")
+        replies(make(key_env=key_env), [ask("q")])
+        assert stub.headers[0].get("authorization") == (key_env and f"Bearer {KEY}")
+        assert "of-ours" not in json.dumps(stub.headers)
 
 
 def leaks(text: str) -> bool:
@@ -572,7 +605,16 @@ class TestChecking:
         assert [sorted(body) for body in stub.requests] == [
             ["max_completion_tokens", "messages", "model", "temperature"]
         ]
-        assert endpoint.usage.requests == 1
+        assert LINES[-1].startswith("stub at ")
+        assert LINES[-1].endswith(": a first question: 1 request (1 from the cache), 0 + 0 tokens")
+
+    def test_it_is_no_part_of_what_a_benchmark_asked(self, stub: StubEndpoint, make: Make) -> None:
+        stub.script(say("OK, that is", finish_reason="length"))
+        endpoint = make(price=PriceSpec(input=1.0, output=1.0))
+        endpoint.check()
+        assert endpoint.usage == Usage(endpoint.spec.price)
+        replies(endpoint, questions(2))
+        assert (endpoint.usage.requests, endpoint.usage.cut, endpoint.usage.prompt_tokens) == (2, 0, 20)
 
     def test_what_is_wrong_is_known_early(self, stub: StubEndpoint, make: Make) -> None:
         stub.script(error(404, "no such model"))

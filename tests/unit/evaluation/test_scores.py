@@ -209,3 +209,70 @@ def test_rows_measured_by_likelihood_alone_show_their_perplexity() -> None:
         ["gen", "perplexity", "1", "1.649"],  # 1 nat on 2 targets
     ]
     assert score_table(found) == []  # names alone would tell nothing
+
+
+# --- few rows --------------------------------------------------------------------------------------------------
+
+
+def tasks_of(*scores: list[float]) -> list[dict[str, Any]]:
+    """Rows of general tasks t0, t1, …"""
+    rows = [(f"t{task}", score) for task, each in enumerate(scores) for score in each]
+    return [prediction("gen", i, task, "exact", score, expected=str(i)) for i, (task, score) in enumerate(rows)]
+
+
+def few(reference: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, Any]:
+    return summarise({"ref": reference, "dae": other}, {"gen": FACTS["gen"]}, reference="ref", resamples=200)
+
+
+def test_a_row_a_task_has_an_interval_and_is_distinguishable_by_its_spread_only() -> None:
+    found = few(tasks_of(*[[1.0]] * 12), tasks_of(*[[1.0]] * 11, [0.0]))
+    general = found["models"]["dae"]["general"]
+    assert general["low"] < general["score"] == pytest.approx(11 / 12)
+    over = found["models"]["dae"]["over_reference"]["general"]
+    assert over["low"] < over["value"] < over["high"] == 0
+    assert any("dae: its general score 0.917 is not distinguishable from the" in each for each in found["warnings"])
+
+
+def test_where_no_interval_is_known_nothing_is_distinguishable() -> None:
+    for reference, other in (([[1.0]], [[0.0]]), ([[1.0, 1.0]], [[0.0, 0.0]])):
+        found = few(tasks_of(*reference), tasks_of(*other))
+        entry = found["models"]["dae"]
+        assert (entry["general"]["score"], entry["general"]["low"], entry["general"]["high"]) == (0.0, None, None)
+        assert entry["over_reference"]["general"] == {"value": -1.0, "low": None, "high": None}
+        assert entry["retention"] is None
+        assert (
+            "dae: its general score 0.000 is not distinguishable from the reference's 1.000 (paired difference -1.000, "
+            "too few rows for an interval)"
+        ) in found["warnings"]
+        assert (
+            "ref: the reference's general score is not above 0 beyond noise, so retention is not defined"
+            in (found["warnings"])
+        )
+        lines = score_table(found)
+        assert lines[1].split()[:3] == ["ref", "(reference)", "1.000"]
+        json.dumps(found, allow_nan=False)
+
+
+def test_a_task_of_one_row_beside_larger_ones_leaves_the_score_without_interval() -> None:
+    found = few(tasks_of([1.0, 0.0] * 20, [1.0]), tasks_of([1.0] * 40, [0.0]))
+    entry = found["models"]["dae"]
+    assert (entry["general"]["score"], entry["general"]["low"]) == (0.5, None)
+    assert entry["datasets"]["gen"]["tasks"]["t0"]["low"] == 1.0  # of its own rows
+    assert entry["datasets"]["gen"]["nll"]["low"] is not None  # in which a row weighs as any other
+    assert (
+        "gen: task t1 has a single scored row and weighs as much as the other 1 in the general score, whose interval "
+        "is therefore not known; give it more rows"
+    ) in found["warnings"]
+
+
+def test_an_expert_of_too_few_rows_leaves_recovery_undefined() -> None:
+    rows = {
+        name: [prediction("shop", i, "write", "rougeL", score) for i in range(2)]
+        for name, score in (("ref", 0.1), ("expert", 0.9))
+    }
+    found = summarise(rows, {"shop": FACTS["shop"]}, reference="ref", expert="expert")
+    assert found["models"]["expert"]["recovery"] is None
+    assert (
+        "expert: the expert does not beat the reference ref on the domain beyond noise (paired difference +0.800, too "
+        "few rows for an interval), so recovery is not defined"
+    ) in found["warnings"]

@@ -246,6 +246,29 @@ def test_results_of_the_same_request_are_kept(
             run_tasks(models(folder), spec, directory=folder / "out", seed=seed)
 
 
+@pytest.mark.parametrize("place", ["outside", "suite"])
+def test_edited_data_are_measured_again(folder: Path, tmp_path: Path, place: str) -> None:
+    (tmp_path / "suite").mkdir()
+    (tmp_path / "outside").mkdir()
+    data = tmp_path / place / "rows.jsonl"
+    lines = (folder / "suite" / "rows.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "suite" / "letters.yaml").write_text(LETTERS.replace("rows.jsonl", str(data)) + "tag: signs\n")
+    spec = TasksSpec(names=["signs"], include=[str(tmp_path / "suite")])
+    said: list[str] = []
+
+    def rows_scored(count: int) -> int:
+        data.write_text("".join(lines[:count]))
+        plain = {"plain": models(folder)["plain"]}
+        found = run_tasks(plain, spec, directory=tmp_path / "out", log=said.append)
+        return int(found["models"]["plain"]["letters"]["rows"])
+
+    assert rows_scored(5) == 5
+    assert rows_scored(5) == 5
+    assert said[-1].endswith("its task results are there, kept")
+    assert rows_scored(4) == 4
+    assert not said[-1].endswith("kept")
+
+
 def test_groups_few_shots_limits_and_cut_prompts(folder: Path, tmp_path: Path) -> None:
     spec = suite(folder, "both", limit=4, num_fewshot=9, chat_template=False)
     plain = {"plain": models(folder)["plain"]}

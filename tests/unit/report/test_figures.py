@@ -7,6 +7,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.figure import Figure
 
 from preceptor.report.figures import (
     alpaca_eval,
@@ -23,8 +24,9 @@ from preceptor.report.figures import (
     throughput,
 )
 from preceptor.report.figures.curves import MOST_POINTS, line, stages_of
-from preceptor.report.figures.looks import Looks, legible, readable, readable_all
+from preceptor.report.figures.looks import PAPER, Look, Looks, legible, readable, readable_all
 from preceptor.report.figures.losses import three_way
+from preceptor.report.figures.rows import put_row
 from report_dicts import HOSTILE, hostile, poor, rich
 
 NAMES = [
@@ -205,6 +207,53 @@ def test_seeds_of_a_stage_are_one_line_with_a_range_and_other_runs_are_lines_of_
     for curve in report["curves"]:
         curve["seed"] = 43
     assert list(stages_of(report))[:2] == ["run-43/kd_prediction", "run-44/kd_prediction"]
+
+
+def test_a_seed_that_was_stopped_does_not_hide_the_finished_ones() -> None:
+    curves = [
+        {
+            "run": f"run-{seed}",
+            "seed": seed,
+            "finished": seed != 1,
+            "step": steps,
+            "series": {"loss": [seed] * len(steps)},
+        }
+        for seed, steps in ((1, [1]), (2, [1, 2, 3]), (3, [1, 2]), (4, [1, 2, 3]))
+    ]
+    found = line("kd", curves, "loss")
+    assert found is not None
+    assert (found.step.tolist(), found.mean.tolist()) == ([1, 2, 3], [3, 3, 3])
+    assert found.left_out == ("seed 1", "seed 3")
+    alone = line("kd", curves[:1], "loss")
+    assert alone is not None
+    assert (alone.mean.tolist(), alone.left_out) == ([1], ())
+    only = line("kd", curves[:2], "loss")
+    assert only is not None
+    assert (only.mean.tolist(), only.left_out) == ([2, 2, 2], ("seed 1",))
+
+
+def test_captions_name_the_seeds_left_out_and_finished_ones_come_first() -> None:
+    report = rich()
+    assert "Left out" not in "".join(figure.caption for figure in draw(report).values())
+    for curve in report["curves"]:
+        curve["finished"] = not (curve["seed"] == 43 and curve["stage"] in ("kd_both", "dae"))
+    assert [curve["seed"] for curve in stages_of(report)["kd_both"]] == [44, 43]
+    captions = {name: figure.caption for name, figure in draw(report).items()}
+    told = "Left out because they were stopped or logged at other steps: "
+    assert f"{told}kd_both without seed 43." in captions["losses"]
+    assert f"{told}dae without seed 43." in captions["routes"]
+    assert f"{told}kd_both without seed 43; dae without seed 43." in captions["gradient_norms"]
+
+
+def test_a_value_without_an_interval_is_a_hollow_point_and_no_line() -> None:
+    axes = Figure().subplots()
+    look = Look("#112233", "o")
+    put_row(axes, 0, 0.5, None, None, look=look, stem=False)
+    (point,) = axes.lines
+    assert point.get_markerfacecolor() == PAPER
+    put_row(axes, 1, 0.5, 0.4, 0.6, look=look, stem=False)
+    assert [len(each.get_xdata()) for each in axes.lines] == [1, 2, 1]
+    assert axes.lines[2].get_markerfacecolor() == "#112233"
 
 
 def test_gaps_are_left_out_and_long_logs_are_averaged() -> None:

@@ -12,6 +12,7 @@ from preceptor.report.read import read_run
 from preceptor.report.scores_file import Scores, read_scores
 from preceptor.report.sources import places
 from preceptor.report.summary import flattened, summarise
+from preceptor.report.views.models import suites_table
 from toy_runs import interval
 
 
@@ -226,6 +227,19 @@ def test_other_judges_are_said(tmp_path: Path) -> None:
     assert "MT-Bench: judged by judge-a and by judge-b, whose scores are not on one scale" in found["warnings"]
 
 
+@pytest.mark.parametrize(("given", "shown"), [(True, ""), (False, "lower is better"), (None, "")])
+def test_the_direction_of_a_task_is_shown_only_where_it_is_known(
+    tmp_path: Path, given: bool | None, shown: str
+) -> None:
+    suites = task_suites(kd=0.5)
+    suites["models"]["kd"]["arc"]["higher_is_better"] = given
+    found = summary(toy_runs.whole_run(tmp_path / "toy", tasks=suites))
+    assert found["models"]["kd"]["suites"]["arc"]["higher_is_better"] is given
+    table = suites_table(found)
+    assert table is not None
+    assert table.rows[0][1].note == shown
+
+
 def test_settings_are_flattened() -> None:
     nested = {"rows": 8, "lora": None, "objective": [{"kind": "logits"}, {"weight": 0.5}], "data": {}, "packing": False}
     assert flattened(nested) == {
@@ -246,7 +260,7 @@ def test_a_damaged_part_of_scores_is_left_out_and_the_rest_is_read(tmp_path: Pat
     assert list(scores.models) == ["kd"]
     assert scores.models["kd"]["mt_bench"]["score"]["score"] == 6.0
     assert list(scores.datasets) == ["public"]
-    assert len(said) == 5
+    assert len(said) == 6  # the expert is the damaged one
 
 
 def test_reading_scores_does_not_need_what_it_does_not_show(tmp_path: Path) -> None:

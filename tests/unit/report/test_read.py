@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import toy_runs
 from preceptor.errors import InputError
 from preceptor.report import write_report
 from preceptor.report.read import Run, read_run
-from preceptor.report.sources import places
+from preceptor.report.sources import RunSource, places
 from preceptor.report.summary import summarise
 
 
@@ -62,6 +63,43 @@ def test_an_old_result_that_is_named_is_read(tmp_path: Path) -> None:
     toy_runs.training(tmp_path / "toy", "kd")
     (tmp_path / "toy" / "kd").rename(tmp_path / "toy" / "kd.1")
     assert [stage.name for stage in read(tmp_path / "toy" / "kd.1")[0].stages] == ["kd"]
+
+
+def _copy(run: Path, name: str, as_: str, **changes: object) -> None:
+    shutil.copytree(run / name, run / as_)
+    path = run / as_ / "stage.json"
+    toy_runs.write_json(path, {**json.loads(path.read_text()), "identity": as_, **changes})
+
+
+def test_of_two_folders_of_one_stage_that_of_its_name_is_shown(tmp_path: Path) -> None:
+    run = toy_runs.whole_run(tmp_path / "toy")
+    _copy(run, "kd", "a-kd", seconds=1.0, finished="2027-01-01T00:00:00+00:00")
+    (found,) = read(run)
+    assert [(stage.name, stage.directory.name) for stage in found.stages] == [(n, n) for n in ("kd", "dae", "scores")]
+    assert found.problems == ["a-kd: is left out: it holds a result of the stage kd too, and that of kd is shown"]
+
+
+def test_of_folders_of_other_names_the_newest_is_shown(tmp_path: Path) -> None:
+    run = toy_runs.whole_run(tmp_path / "toy")
+    for name, day in (("old", "01"), ("new", "09"), ("older", "00")):
+        _copy(run, "kd", name, finished=f"2026-02-{day}T00:00:00+00:00")
+    shutil.rmtree(run / "kd")
+    (found,) = read(run)
+    assert found.stages[0].directory.name == "new"
+    assert len(found.problems) == 2
+
+
+def test_one_result_in_several_directories_of_a_run_is_nothing_to_say(tmp_path: Path) -> None:
+    folders = tuple(tmp_path / name for name in ("one", "two"))
+    for folder in folders:
+        toy_runs.whole_run(folder)
+    (place,) = places(RunSource("both", folders))
+    assert read_run(place).problems == []
+    path = folders[1] / "kd" / "stage.json"
+    toy_runs.write_json(path, {**json.loads(path.read_text()), "identity": "other"})
+    assert read_run(place).problems == [
+        "two/kd: is left out: it holds a result of the stage kd too, and that of kd is shown"
+    ]
 
 
 def test_a_torn_log_an_unfinished_stage_and_lost_scores_still_give_the_rest(tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ def test_what_a_whole_run_gives(tmp_path: Path) -> None:
         "title": "dae",
         "kind": "distill",
         "seed": 1,
+        "finished": True,
         "step": [1, 2, 3],
         "series": {"loss": [9.0, 8.0, 7.0], "logits": [4.5, 4.0, 3.5], "grad_norm": [1.0, 1.0, 1.0]},
     }
@@ -143,6 +144,7 @@ def test_a_page_that_fails_leaves_the_data_and_no_old_page(tmp_path: Path, monke
     monkeypatch.setattr(preceptor.report.page, "render", fails)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "report.html").write_text("of yesterday")
+    (tmp_path / "out" / "report.json").write_text('{"preceptor": "0.1.0"}')
     with pytest.raises(RunFailed, match=r"report: report.html could not be made \(KeyError: 'column'\)"):
         report(toy_runs.whole_run(tmp_path / "toy"), out=tmp_path / "out")
     assert (tmp_path / "out" / "report.json").exists()
@@ -154,7 +156,7 @@ def test_figures_of_an_earlier_report_go_and_other_files_stay(tmp_path: Path) ->
     out = tmp_path / "out"
     (out / "figures").mkdir(parents=True)
     old = ["figures/old.png", "figures/losses.svg", "../toy/recipe.yaml", "figures/notes.txt", 3]
-    (out / "report.json").write_text(json.dumps({"figures": old}))
+    (out / "report.json").write_text(json.dumps({"preceptor": "0.1.0", "figures": old}))
     for name in ("old.png", "notes.txt", "mine.png"):
         (out / "figures" / name).write_text("x")
     run = toy_runs.whole_run(tmp_path / "toy")

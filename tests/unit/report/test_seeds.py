@@ -85,6 +85,65 @@ def test_a_figure_undefined_in_one_seed_is_undefined(tmp_path: Path) -> None:
     assert models["expert"]["seeds"] == 1
 
 
+def test_a_difference_that_one_seed_lacks_is_none(tmp_path: Path) -> None:
+    folders = seeds_of(tmp_path, 0.7, 0.8)
+    path = folders[1] / "scores" / "scores.json"
+    value = json.loads(path.read_text())
+    value["models"]["dae"]["over_reference"]["general"] = None
+    toy_runs.write_json(path, value)
+    found = summarise(read(*folders))["differences"]
+    assert [each["measure"] for each in found if each["model"] == "dae"] == ["domain"]
+    assert found[0].keys() == {"measure", "model", "than", "value", "low", "high", "distinguishable"}
+
+
+def test_the_standard_error_over_seeds(tmp_path: Path) -> None:
+    """Win rates of 40, 43 and 52: mean 45, variance (25 + 4 + 49) / 2 = 39, so that it is √(39 / 3) = √13."""
+    counts = dict.fromkeys(("wins", "losses", "ties", "rows", "failed", "missing"), 1)
+    folders = []
+    for seed, rate in enumerate((40.0, 43.0, 52.0), start=1):
+        entry = {"source": "ours", **toy_runs.interval(rate, "win_rate"), "standard_error": 9.0, **counts}
+        suite = {"metric": "acc", "filter": "none", "value": rate / 100, "stderr": 0.5, "rows": 2}
+        blocks = {"alpaca_eval": {"judge": "j", "models": {"dae": entry}}, "tasks": {"models": {"dae": {"arc": suite}}}}
+        folders.append(toy_runs.whole_run(tmp_path / f"toy-{seed}", seed=seed, **blocks))
+    dae = summarise(read(*folders))["models"]["dae"]
+    assert (dae["alpaca_eval"]["win_rate"], dae["alpaca_eval"]["wins"]) == (45.0, 3)
+    assert dae["alpaca_eval"]["standard_error"] == pytest.approx(math.sqrt(13))
+    assert dae["suites"]["arc"]["stderr"] == pytest.approx(math.sqrt(13) / 100)
+    assert dae["suites"]["arc"]["rows"] == 6
+
+
+def _with_model(run: Path, path: str, digest: str | None) -> None:
+    """Makes the run's `dae` start from a model, with the hash of what was read there."""
+    stage = run / "dae" / "stage.json"
+    inputs = {} if digest is None else {"student": {"path": {"model.safetensors": digest}}, "data.shop": digest + path}
+    toy_runs.write_json(stage, {**json.loads(stage.read_text()), "inputs": inputs})
+    note, text = (run / "recipe.yaml").read_text().split("\n", 1)
+    value = json.loads(text)
+    value["stages"]["dae"] |= {"student": path, "training": {"run_name": f"dae-{value['seed']}"}}
+    (run / "recipe.yaml").write_text(f"{note}\n{json.dumps(value)}\n")
+
+
+@pytest.mark.parametrize(
+    ("paths", "digests", "groups"),
+    [
+        (("d/m", "d/m"), (None, None), 1),
+        (("d/m-1", "d/m-2"), (None, None), 2),  # the seeds' digits name other models as well
+        (("d/m-1", "d/m-2"), ("a", "b"), 2),
+        (("d/m-1", "d/m-2"), ("a", "a"), 1),  # one model, copied to a folder for each seed
+        (("d/m", "d/n"), ("a", "a"), 2),
+        (("{run}/kd/model", "{run}/kd/model"), ("a", "b"), 1),  # made by each run itself
+        (("./toy-{seed}/kd/model", "toy-{seed}/kd/model"), ("a", "b"), 1),
+    ],
+)
+def test_other_models_are_no_seeds_whatever_their_paths_are(
+    tmp_path: Path, paths: tuple[str, str], digests: tuple[str | None, str | None], groups: int
+) -> None:
+    folders = seeds_of(tmp_path, 0.7, 0.8)
+    for seed, (folder, path, digest) in enumerate(zip(folders, paths, digests, strict=True), start=1):
+        _with_model(folder, path.format(run=folder, seed=seed), digest)
+    assert len(grouped(read(*folders))) == groups
+
+
 def test_warnings_of_seeds_are_said_once_and_noise_is_judged_over_seeds(tmp_path: Path) -> None:
     folders = seeds_of(tmp_path, 0.7, 0.8)
     for seed, folder in enumerate(folders, start=1):

@@ -283,3 +283,21 @@ def test_how_an_endpoint_is_reached_changes_no_identity_and_what_it_is_does(fold
         assert identity(parse_recipe(raw, folder=folder)) == identity(made)
         judge["model"] = "another"
         assert identity(parse_recipe(raw, folder=folder)) != identity(made)
+
+
+def test_data_that_a_task_file_names_is_part_of_the_stage(folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "rows.json"
+    data.write_text('[{"q": "a", "a": "b"}]')
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/own.yaml").write_text(
+        f"task: own\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\n"
+    )
+    tasks = {"names": ["own"], "include": [str(tmp_path / "tasks")]}
+    with StubEndpoint() as stub:
+        made = recipe(folder, stub, "tasked", mt_bench=None, alpaca_eval=None, models=["kd"], tasks=tasks)
+    before = identity(made)
+    (tmp_path / "tasks/__pycache__").mkdir()
+    (tmp_path / "tasks/__pycache__/code.pyc").touch()
+    assert identity(made) == before
+    data.write_text('[{"q": "a", "a": "c"}]')
+    assert identity(made) != before

@@ -124,7 +124,7 @@ def evaluate_alpaca_eval(
     entries, differences, found = summarise(
         models, [each.instruction for each in files.instructions], reference=reference, seed=seed, resamples=resamples
     )
-    annotators = {name: each.annotations[0].annotator for name, each in models.items()}
+    annotators = {name: each.judge for name, each in models.items()}
     if spec.preference == "ranking":  # one token is all that is wanted otherwise
         warnings += cut_warnings(judge)
     warnings = [*_annotator_warnings(annotators), *warnings, *found]
@@ -161,11 +161,14 @@ def _other_outputs(name: str, rows: list[Annotation], baseline: list[Output]) ->
     ]
 
 
-def _annotator_warnings(annotators: Mapping[str, str]) -> list[str]:
+def _annotator_warnings(annotators: Mapping[str, str | None]) -> list[str]:
     if len(set(annotators.values())) < 2:
         return []
     listed = ", ".join(f"{name} by {annotator or 'an unnamed one'}" for name, annotator in annotators.items())
-    return [f"the models were judged by different annotators ({listed}), whose win rates are not on one scale"]
+    return [
+        f"the models were judged by different annotators ({listed}), whose win rates are not on one scale and "
+        "are not compared"
+    ]
 
 
 def _new(name: str, names: list[str], origin: str) -> None:

@@ -37,6 +37,11 @@ class Annotated:
     changed: int | None = None
     twice: int | None = None
 
+    @property
+    def judge(self) -> str | None:
+        """The annotator, in what is written here template and judge's model; None where the file names none."""
+        return (self.annotations[0].annotator or None) if self.annotations else None
+
     def wins(self) -> dict[str, float]:
         """What each judged row counts, by instruction."""
         return {each.instruction: win(each.preference) for each in self.annotations if each.preference is not None}
@@ -55,7 +60,8 @@ def summarise(
     Args:
         models: by name; their annotations are against one baseline.
         instructions: all that are asked.
-        reference: the model the others are compared with; the first where it is None or has no annotations.
+        reference: the model the others are compared with; the first where it is None or has no annotations. Models
+            that another annotator judged are not compared with it.
         seed: of the bootstrap.
         resamples: of the bootstrap.
     """
@@ -65,7 +71,9 @@ def summarise(
     if against is not None:
         base = models[against].wins()
         for name, each in models.items():
-            found = None if name == against else _difference(each.wins(), base, instructions, seed, resamples)
+            if name == against or each.judge != models[against].judge:
+                continue
+            found = _difference(each.wins(), base, instructions, seed, resamples)
             if found is not None:
                 differences.append({"model": name, "than": against, **found})
     return entries, differences, _warnings(entries, differences, len(instructions))
@@ -77,10 +85,11 @@ def _entry(model: Annotated, asked: int, *, seed: int, resamples: int) -> dict[s
     estimate = None
     if rows:
         drawn = resampled_sums(values_n[:, None], task=_TASK, seed=seed, resamples=resamples)[:, 0] / rows
-        estimate = Estimate.of(100 * float(values_n.mean()), 100 * drawn)
+        estimate = Estimate.of(100 * float(values_n.mean()), 100 * drawn, rows)
     wins, losses = int((values_n > 0.5).sum()), int((values_n < 0.5).sum())
     return {
         "source": model.source,
+        "judge": model.judge,
         "win_rate": None if estimate is None else estimate.score,
         "low": None if estimate is None else estimate.low,
         "high": None if estimate is None else estimate.high,
@@ -112,7 +121,7 @@ def _difference(
         return None
     gain_n: Array = np.array([wins[each] - base[each] for each in common])
     drawn = resampled_sums(gain_n[:, None], task=_TASK, seed=seed, resamples=resamples)[:, 0] / len(common)
-    found = Estimate.of(100 * float(gain_n.mean()), 100 * drawn)
+    found = Estimate.of(100 * float(gain_n.mean()), 100 * drawn, len(common))
     return {"value": found.score, "low": found.low, "high": found.high, "rows": len(common)}
 
 
@@ -147,10 +156,12 @@ def _warnings(entries: Mapping[str, Any], differences: Sequence[Mapping[str, Any
                 f"{entry['both_orders']:,} instructions"
             )
     for each in differences:
-        if each["low"] <= 0 <= each["high"]:
+        if each["low"] is None or each["low"] <= 0 <= each["high"]:
+            interval = "too few for an interval"
+            if each["low"] is not None:
+                interval = f"95 % interval {each['low']:+.2f} to {each['high']:+.2f}"
             found.append(
                 f"{each['model']} and {each['than']} are not distinguishable: their win rates differ by "
-                f"{each['value']:+.2f} points over {each['rows']:,} common instructions, 95 % interval "
-                f"{each['low']:+.2f} to {each['high']:+.2f}"
+                f"{each['value']:+.2f} points over {each['rows']:,} common instructions, {interval}"
             )
     return found

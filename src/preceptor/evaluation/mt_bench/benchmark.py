@@ -125,7 +125,7 @@ def evaluate_mt_bench(
             rows = [each for each in judgments if each.model == name]
             models[name] = Judged(rows, "ours" if name in answered else "answers file")
     models |= {name: Judged(rows, "judgments file") for name, rows in files.judgments.items()}
-    judges = {name: each.judgments[0].judge[0] for name, each in models.items()}
+    judges = {name: str(each.judge) for name, each in models.items()}
     entries, differences, warnings = summarise(
         models, files.questions, reference=reference, seed=seed, resamples=resamples
     )
@@ -150,7 +150,9 @@ def _judge_warnings(judges: Mapping[str, str]) -> list[str]:
     if len(set(judges.values())) < 2:
         return []
     listed = ", ".join(f"{name} by {judge}" for name, judge in judges.items())
-    return [f"the models were graded by different judges ({listed}), whose scores are not on one scale"]
+    return [
+        f"the models were graded by different judges ({listed}), whose scores are not on one scale and are not compared"
+    ]
 
 
 def _new(name: str, names: Collection[str], what: str) -> None:

@@ -27,6 +27,11 @@ class Judged:
     judgments: Sequence[Judgment]
     source: str
 
+    @property
+    def judge(self) -> str | None:
+        """Who graded; a file of judgments has one judge."""
+        return self.judgments[0].judge[0] if self.judgments else None
+
 
 def summarise(
     models: Mapping[str, Judged],
@@ -41,19 +46,23 @@ def summarise(
     Args:
         models: by name.
         questions: all that are asked.
-        reference: the model the others are compared with; the first where it is None or has no judgments.
+        reference: the model the others are compared with; the first where it is None or has no judgments. Models that
+            another judge graded are not compared with it.
         seed: of the bootstrap.
         resamples: of the bootstrap.
     """
     figures = _Figures(questions, Resampler(seed, resamples))
     grades = {name: figures.grades(each.judgments) for name, each in models.items()}
     entries = {
-        name: {"source": each.source, **figures.entry(grades[name], each.judgments)} for name, each in models.items()
+        name: {"source": each.source, "judge": each.judge, **figures.entry(grades[name], each.judgments)}
+        for name, each in models.items()
     }
     against = reference if reference in models else next(iter(models), None)
     differences = []
-    for name in models:
-        found = None if against is None or name == against else figures.difference(grades[name], grades[against])
+    for name, each in models.items():
+        if against is None or name == against or each.judge != models[against].judge:
+            continue
+        found = figures.difference(grades[name], grades[against])
         if found is not None:
             differences.append({"model": name, "than": against, **found})
     return entries, differences, _warnings(models, entries, differences, questions)
@@ -108,8 +117,11 @@ class _Figures:
             "rows": int((~np.isnan(gain_Q2)).sum()),
         }
 
-    def _mean(self, values_QT: Array, category: str | None = None) -> dict[str, float] | None:
-        """Mean over the rows that are there, of one category or all, as {score, low, high}; None without rows."""
+    def _mean(self, values_QT: Array, category: str | None = None) -> dict[str, float | None] | None:
+        """Mean over the rows that are there, of one category or all, as {score, low, high}; None without rows.
+
+        Questions without a grade are not drawn.
+        """
         there_QT = ~np.isnan(values_QT)
         sums_Q, counts_Q = np.nansum(values_QT, 1), there_QT.sum(1).astype(float)
         tasks = {
@@ -119,8 +131,7 @@ class _Figures:
         }
         if not any(counts.any() for _, counts in tasks.values()):
             return None
-        with np.errstate(invalid="ignore"):  # a draw of questions without a grade has no mean, and is left out
-            return Estimate.of(*self._resampler.ratio_of_sums(tasks)).as_dict()
+        return Estimate.of(*self._resampler.ratio_of_sums(tasks)).as_dict()
 
 
 def _warnings(
@@ -156,10 +167,12 @@ def _warnings(
         if further:
             found.append(f"{name}: judgments of questions that are not asked here are left out ({further:,})")
     for each in differences:
-        if each["low"] <= 0 <= each["high"]:
+        if each["low"] is None or each["low"] <= 0 <= each["high"]:
+            interval = "too few for an interval"
+            if each["low"] is not None:
+                interval = f"95 % interval {each['low']:+.2f} to {each['high']:+.2f}"
             found.append(
                 f"{each['model']} and {each['than']} are not distinguishable: their scores differ by "
-                f"{each['value']:+.2f} over {each['rows']:,} common rows, 95 % interval {each['low']:+.2f} to "
-                f"{each['high']:+.2f}"
+                f"{each['value']:+.2f} over {each['rows']:,} common rows, {interval}"
             )
     return found

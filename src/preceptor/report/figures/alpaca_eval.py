@@ -28,9 +28,15 @@ def draw(report: Mapping[str, Any], looks: Looks) -> DrawnFigure | None:
         for place, (key, model) in enumerate(models.items()):
             entry = model["alpaca_eval"]
             value = entry["win_rate"]
-            low = value if entry.get("low") is None else entry["low"]
-            high = value if entry.get("high") is None else entry["high"]
-            put_row(axes, place, value, low, high, look=looks.of(title_of(key, model)), text=f"{value:.2f} %")
+            put_row(
+                axes,
+                place,
+                value,
+                entry.get("low"),
+                entry.get("high"),
+                look=looks.of(title_of(key, model)),
+                text=f"{value:.2f} %",
+            )
         axes.axvline(50, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
         axes.set_xlim(0, 112)
         axes.set_xticks([0, 25, 50, 75, 100])

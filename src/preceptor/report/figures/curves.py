@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -37,10 +37,15 @@ class Line:
     mean: NDArray[np.float64]
     low: NDArray[np.float64] | None = None
     high: NDArray[np.float64] | None = None
+    left_out: tuple[str, ...] = ()
+    """Seeds that are not in it: they were stopped, or logged at other steps."""
 
 
 def stages_of(report: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
-    """{label: curves of one stage, one for each seed}; stages of different runs are told apart by the run's name."""
+    """{label: curves of one stage, one for each seed}, finished ones first.
+
+    Stages of different runs are told apart by the run's name.
+    """
     by_title: dict[str, list[Mapping[str, Any]]] = {}
     for curve in report["curves"]:
         by_title.setdefault(str(curve.get("title") or curve["stage"]), []).append(curve)
@@ -48,22 +53,42 @@ def stages_of(report: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
     for title, curves in by_title.items():
         seeds = [curve.get("seed") for curve in curves]
         alike = len(set(seeds)) == len(seeds) and len({curve["kind"] for curve in curves}) == 1
-        for curve in curves:
+        for curve in sorted(curves, key=lambda curve: not curve.get("finished", True)):
             stages.setdefault(title if alike else f"{curve['run']}/{title}", []).append(curve)
     return stages
 
 
 def line(label: str, curves: Sequence[Mapping[str, Any]], key: str) -> Line | None:
-    """The series called `key`, or None where no seed has a value of it."""
-    seeds = [found for found in (_values(curve, key) for curve in curves) if found is not None]
+    """The series called `key`, or None where no seed has a value of it.
+
+    Of several seeds the finished ones, where any is; of these as many as have the same steps, then those with the most.
+    """
+    seeds = [(curve, found) for curve in curves if (found := _values(curve, key)) is not None]
     if not seeds:
         return None
-    step = seeds[0][0]
-    alike = [values for steps, values in seeds if len(steps) == len(step) and bool((steps == step).all())]
+    finished = [each for each in seeds if each[0].get("finished", True)] or seeds
+    by_steps: dict[bytes, list[tuple[Mapping[str, Any], tuple[NDArray[np.float64], NDArray[np.float64]]]]] = {}
+    for each in finished:
+        by_steps.setdefault(each[1][0].tobytes(), []).append(each)
+    alike = max(by_steps.values(), key=lambda group: (len(group), len(group[0][1][0])))
+    drawn = [id(curve) for curve, _ in alike]
+    left_out = tuple(_seed(curve) for curve, _ in seeds if id(curve) not in drawn)
+    step, first = alike[0][1]
     if len(alike) < 2:
-        return Line(label, *seeds[0])
-    values = np.stack(alike)
-    return Line(label, step, values.mean(0), values.min(0), values.max(0))
+        return Line(label, step, first, left_out=left_out)
+    values = np.stack([values for _, (_, values) in alike])
+    return Line(label, step, values.mean(0), values.min(0), values.max(0), left_out)
+
+
+def _seed(curve: Mapping[str, Any]) -> str:
+    return str(curve["run"]) if curve.get("seed") is None else f"seed {curve['seed']}"
+
+
+def left_out(lines: Iterable[Line]) -> str:
+    """A sentence for the caption on the seeds that are in no line of their stage; empty where all are."""
+    found = dict.fromkeys((line.label, line.left_out) for line in lines if line.left_out)
+    told = "; ".join(f"{label} without {', '.join(seeds)}" for label, seeds in found)
+    return f" Left out because they were stopped or logged at other steps: {told}." if told else ""
 
 
 def _values(curve: Mapping[str, Any], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:

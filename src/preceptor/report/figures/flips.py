@@ -28,7 +28,7 @@ def draw(report: Mapping[str, Any]) -> DrawnFigure | None:
     roles = [role for role in ("general", "domain") if any(model["flips"].get(role) for model in models.values())]
     compared = [flips for model in models.values() for flips in model["flips"].values() if flips]
     # Per cent, with room for the figures beside the bars.
-    most = max(5.0, 130 * max(flips[side]["high"] for flips in compared for side, _, _ in _SIDES))
+    most = max(5.0, 130 * max(_reach(flips[side]) for flips in compared for side, _, _ in _SIDES))
     with drawing(NAME):
         figure = new_figure(0.95 + 0.27 * len(models))
         grid = figure.subplots(1, len(roles), squeeze=False, sharey=True)
@@ -66,13 +66,15 @@ def draw(report: Mapping[str, Any]) -> DrawnFigure | None:
 def _put(axes: Any, place: int, flips: Mapping[str, Any]) -> None:
     for side, sign, colour in _SIDES:
         found = flips[side]
-        rate, adjusted = 100 * found["rate"], 100 * found["adjusted"]
+        rate = 100 * found["rate"]
         axes.barh(place, sign * rate, height=0.56, color=colour, alpha=0.4, linewidth=0)
-        axes.barh(place, sign * adjusted, height=0.56, color=colour, linewidth=0)
-        axes.plot([sign * 100 * found["low"], sign * 100 * found["high"]], [place, place], color=INK, linewidth=1)
+        if found["adjusted"] is not None:
+            axes.barh(place, sign * 100 * found["adjusted"], height=0.56, color=colour, linewidth=0)
+        if found["low"] is not None:
+            axes.plot([sign * 100 * found["low"], sign * 100 * found["high"]], [place, place], color=INK, linewidth=1)
         axes.annotate(
             f"{rate:.1f}",
-            (sign * max(rate, 100 * found["high"]), place),
+            (sign * 100 * _reach(found), place),
             (5 * sign, 0),
             textcoords="offset points",
             ha="left" if sign > 0 else "right",
@@ -80,3 +82,8 @@ def _put(axes: Any, place: int, flips: Mapping[str, Any]) -> None:
             fontsize=9.5,
             color=MUTED,
         )
+
+
+def _reach(found: Mapping[str, Any]) -> float:
+    """How far the bar or its interval goes."""
+    return float(found["rate"] if found["high"] is None else max(found["rate"], found["high"]))

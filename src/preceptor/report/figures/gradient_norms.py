@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from preceptor.report.figures.curves import Line, legend, line, logarithmic, plot, stages_of
+from preceptor.report.figures.curves import Line, left_out, legend, line, logarithmic, plot, stages_of
 from preceptor.report.figures.drawn import DrawnFigure, drawing, finish, new_figure
 from preceptor.report.figures.looks import Looks
 
@@ -33,5 +33,5 @@ def draw(report: Mapping[str, Any], looks: Looks) -> DrawnFigure | None:
             NAME,
             title="Gradient norms",
             alt=f"Line chart of gradient norm over steps. Ranges: {ends}.",
-            caption="Norm of the whole gradient at each logged step, before clipping.",
+            caption=f"Norm of the whole gradient at each logged step, before clipping.{left_out(lines)}",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from preceptor.report.figures.curves import TERMS, Line, from_zero, legend, line, plot, stages_of
+from preceptor.report.figures.curves import TERMS, Line, from_zero, left_out, legend, line, plot, stages_of
 from preceptor.report.figures.drawn import DrawnFigure, drawing, finish, new_figure
 from preceptor.report.figures.looks import Looks
 
@@ -104,7 +104,8 @@ def _weights(report: Mapping[str, Any], curve: Mapping[str, Any]) -> dict[str, f
     terms = [key.removesuffix(".kind") for key in settings if key.startswith("objective.") and key.endswith(".kind")]
     if not terms:
         return dict.fromkeys(terms_of(curve["series"]), 1.0)
-    return {str(settings[f"{term}.kind"]): float(settings.get(f"{term}.weight", 1.0)) for term in terms}
+    weights = {str(settings[f"{term}.kind"]): settings.get(f"{term}.weight", 1.0) for term in terms}
+    return {kind: float(weight) if isinstance(weight, int | float) else 1.0 for kind, weight in weights.items()}
 
 
 def _caption(report: Mapping[str, Any], panels: Mapping[str, list[Line]]) -> str:
@@ -118,4 +119,4 @@ def _caption(report: Mapping[str, Any], panels: Mapping[str, list[Line]]) -> str
         )
     if any(each.low is not None for lines in panels.values() for each in lines):
         parts.append("Lines are means over seeds, bands reach from the lowest seed to the highest.")
-    return " ".join(parts)
+    return " ".join(parts) + left_out(each for lines in panels.values() for each in lines)

@@ -42,7 +42,7 @@ def draw(report: Mapping[str, Any], looks: Looks) -> DrawnFigure | None:
             low, high = score.get("low"), score.get("high")
             value = score["score"]
             put_row(
-                axes, place, value, value if low is None else low, value if high is None else high,
+                axes, place, value, low, high,
                 look=looks.of(title_of(key, model)), text=f"{value:.2f}", stem=False,
             )  # fmt: skip
         axes.set_xlim(0.7, 11.2)

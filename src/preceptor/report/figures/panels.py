@@ -16,11 +16,14 @@ MANY_MODELS = 12
 
 @dataclass(frozen=True)
 class Panel:
-    """One task: figures (value, low, high) by model; `marks` are values drawn across, such as the majority's."""
+    """One task: figures (value, low, high) by model, the last two None where no interval is known.
+
+    `marks` are values drawn across, such as the majority's.
+    """
 
     title: str
     label: str
-    values: Mapping[str, tuple[float, float, float]]
+    values: Mapping[str, tuple[float, float | None, float | None]]
     marks: Sequence[float] = ()
 
 
@@ -57,4 +60,5 @@ def draw_panels(
 
 def _alike(panels: Sequence[Panel]) -> bool:
     """Whether all values are shares, which then have one axis."""
-    return all(0 <= value <= 1 for panel in panels for each in panel.values.values() for value in each)
+    values = (value for panel in panels for each in panel.values.values() for value in each if value is not None)
+    return all(0 <= value <= 1 for value in values)

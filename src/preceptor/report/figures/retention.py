@@ -31,8 +31,10 @@ def draw(report: Mapping[str, Any], looks: Looks) -> DrawnFigure | None:
         for key, model in models.items():
             look = looks.of(title_of(key, model))
             x, y = model["general"], model["domain"]
-            axes.plot([x["low"], x["high"]], [y["score"]] * 2, color=look.colour, linewidth=0.9, alpha=0.75)
-            axes.plot([x["score"]] * 2, [y["low"], y["high"]], color=look.colour, linewidth=0.9, alpha=0.75)
+            if x["low"] is not None:
+                axes.plot([x["low"], x["high"]], [y["score"]] * 2, color=look.colour, linewidth=0.9, alpha=0.75)
+            if y["low"] is not None:
+                axes.plot([x["score"]] * 2, [y["low"], y["high"]], color=look.colour, linewidth=0.9, alpha=0.75)
             # A ring marks the front, which colour alone would not tell everyone.
             edge, width = (INK, 1.1) if model.get("pareto") else (PAPER, 0.5)
             handles += axes.plot(

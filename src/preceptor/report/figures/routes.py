@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from preceptor.report.figures.curves import TERMS, Line, from_zero, legend, line, plot, stages_of
+from preceptor.report.figures.curves import TERMS, Line, from_zero, left_out, legend, line, plot, stages_of
 from preceptor.report.figures.drawn import DrawnFigure, drawing, finish, new_figure
 from preceptor.report.figures.looks import PALETTE, Look, readable
 
@@ -45,7 +46,7 @@ def draw(report: Mapping[str, Any]) -> DrawnFigure | None:
         for axes in grid.flat[len(shown) :]:
             axes.set_visible(False)
         legend(figure, handles)
-        return finish(figure, NAME, title="Losses by route", alt=_alt(shown), caption=_caption(len(panels), len(shown)))
+        return finish(figure, NAME, title="Losses by route", alt=_alt(shown), caption=_caption(len(panels), shown))
 
 
 def _alt(panels: Mapping[tuple[str, str], list[Line]]) -> str:
@@ -57,9 +58,11 @@ def _alt(panels: Mapping[tuple[str, str], list[Line]]) -> str:
     return f"Line charts of loss over steps by route. First and last values of {'; '.join(ends)}."
 
 
-def _caption(all_panels: int, shown: int) -> str:
+def _caption(all_panels: int, shown: Mapping[tuple[str, str], list[Line]]) -> str:
     text = (
         "Each route's loss, divided by that route's own target positions. A route that starts near 0 is taught by a "
         "model the student began as: its line shows what is given up there while the other routes are learned."
     )
-    return text + (f" The first {shown} of {all_panels} panels are drawn." if shown < all_panels else "")
+    if len(shown) < all_panels:
+        text += f" The first {len(shown)} of {all_panels} panels are drawn."
+    return text + left_out(replace(each, label=label) for (label, _), lines in shown.items() for each in lines)

@@ -9,22 +9,40 @@ from preceptor.report.figures.looks import INK, PAPER, RULE, Look, readable_all
 
 
 def put_row(
-    axes: Any, place: int, value: float, low: float, high: float, *, look: Look, text: str = "", stem: bool = True
+    axes: Any,
+    place: int,
+    value: float,
+    low: float | None,
+    high: float | None,
+    *,
+    look: Look,
+    text: str = "",
+    stem: bool = True,
 ) -> None:
-    """A point at `value`, its interval, a stem from 0, and the figure as text beside it."""
+    """A point at `value`, its interval where there is one, a stem from 0, and the figure as text beside it.
+
+    A point without an interval is hollow: an interval of no width would say that it is known exactly.
+    """
     if stem:
         axes.plot([0, value], [place, place], color=look.colour, linewidth=5, alpha=0.22, solid_capstyle="butt")
-    if high > low:
+    if low is not None and high is not None and high > low:
         axes.plot([low, high], [place, place], color=look.colour, linewidth=1.6, solid_capstyle="butt")
+    known = low is not None and high is not None
     # Stars and crosses look smaller than discs of their size.
     size = {"*": 10.0, "P": 8.0, "X": 8.0, "d": 7.5}.get(look.marker, 5.5)
     axes.plot(
-        [value], [place], marker=look.marker, markersize=size, color=look.colour, markeredgecolor=PAPER,
-        markeredgewidth=0.5, linestyle="none",
+        [value], [place], marker=look.marker, markersize=size, color=look.colour if known else PAPER,
+        markeredgecolor=PAPER if known else look.colour, markeredgewidth=0.5 if known else 1.2, linestyle="none",
     )  # fmt: skip
     if text:
         axes.annotate(
-            text, (max(value, high), place), (7, 0), textcoords="offset points", va="center", fontsize=9.5, color=INK
+            text,
+            (value if high is None else max(value, high), place),
+            (7, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9.5,
+            color=INK,
         )
 
 
@@ -40,7 +58,8 @@ def label_rows(axes: Any, labels: Sequence[str], limit: int = 34) -> None:
             each.tick_params(axis="y", length=0)
 
 
-def reference_band(axes: Any, value: float, low: float, high: float) -> None:
+def reference_band(axes: Any, value: float, low: float | None, high: float | None) -> None:
     """The reference's figure and interval behind all rows: a row that reaches into the band may be no better."""
-    axes.axvspan(low, high, color=RULE, alpha=0.6, linewidth=0, zorder=0)
+    if low is not None and high is not None:
+        axes.axvspan(low, high, color=RULE, alpha=0.6, linewidth=0, zorder=0)
     axes.axvline(value, color=INK, linewidth=0.8, linestyle=(0, (2, 2)), zorder=0.5)

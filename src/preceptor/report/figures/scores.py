@@ -54,7 +54,7 @@ def _title(key: str, model: Mapping[str, Any]) -> str:
     return str(model.get("title") or key)
 
 
-def _interval(figure: Mapping[str, float]) -> tuple[float, float, float]:
+def _interval(figure: Mapping[str, Any]) -> tuple[float, float | None, float | None]:
     value = figure["score"] if "score" in figure else figure["value"]
     return value, figure["low"], figure["high"]
 

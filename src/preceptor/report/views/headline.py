@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from preceptor.report.cautions import other_judges
 from preceptor.report.figures.curves import TERMS, line, stages_of
 from preceptor.report.figures.looks import title_of
 from preceptor.report.figures.losses import three_way
@@ -36,13 +37,15 @@ def headline(report: Mapping[str, Any]) -> list[Sentence]:
 
 
 def best_model(models: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The trained model the sentences are about; None without one.
+    """The model the sentences are about; None without one.
 
+    One that a stage of the runs made, and where none was made one that they were asked to evaluate: never one that is
+    there through its answers or figures alone.
     The one that gained most of what the expert did and kept most of what the reference knew: highest recovery plus
     retention, where more than all is no better than all. Where these are not known the highest mean of the scores that
     there are, and without scores the judge's favourite.
     """
-    trained = {key: model for key, model in models.items() if model["kind"] in ("model", "other")}
+    trained = _candidates(models)
     kept = {key: _kept(model) for key, model in trained.items()}
     known = {key: worth for key, worth in kept.items() if worth is not None}
     if known:
@@ -59,6 +62,12 @@ def best_model(models: Mapping[str, Mapping[str, Any]]) -> str | None:
     return None
 
 
+def _candidates(models: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    evaluated = {key: model for key, model in models.items() if model["kind"] == "model"}
+    # `seconds` is how long the stage took that made the model.
+    return {key: model for key, model in evaluated.items() if model.get("seconds") is not None} or evaluated
+
+
 def _kept(model: Mapping[str, Any]) -> float | None:
     found = [interval_of(model.get(key)) for key in ("recovery", "retention")]
     return None if None in found else sum(min(1.0, each[0]) for each in found if each is not None)
@@ -67,7 +76,7 @@ def _kept(model: Mapping[str, Any]) -> float | None:
 def basis(report: Mapping[str, Any]) -> str:
     """How the model of the headline was chosen, where there was a choice."""
     subject = best_model(report["models"])
-    others = sum(model["kind"] in ("model", "other") for model in report["models"].values()) - 1
+    others = len(_candidates(report["models"])) - 1
     if subject is None or others < 1:
         return ""
     way = "mean score" if _kept(report["models"][subject]) is None else "recovery plus retention"
@@ -173,11 +182,16 @@ def _difference(report: Mapping[str, Any], measure: str, model: str, than: str, 
     """In words: the paired difference where the report has it, else what the two intervals say."""
     for each in report["differences"]:
         if (each.get("measure"), each["model"], each["than"]) == (measure, model, than):
+            if each["low"] is None or each["high"] is None:
+                return f"not distinguishable ({signed(each['value'], digits)}, too few rows for an interval)"
             apart = each["low"] > 0 or each["high"] < 0
             told = f"{signed(each['value'], digits)}, {spread(each['low'], each['high'], digits)}"
             return (
                 f"{'higher' if each['value'] > 0 else 'lower'} ({told})" if apart else f"not distinguishable ({told})"
             )
+    judges = other_judges(report["models"][model], report["models"][than], measure)
+    if judges:
+        return f"not comparable (judged by {judges[0]} and by {judges[1]})"
     ours, theirs = (_figure(report["models"][key], measure) for key in (model, than))
     if ours is None or theirs is None:
         return "not comparable"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from preceptor.report.views.models import name_cell
+from preceptor.report.views.numbers import money
 from preceptor.report.views.table import EMPTY, Cell, Column, Table, figure, plain, without_empty, words
 
 
@@ -90,16 +91,38 @@ def alpaca_eval_table(report: Mapping[str, Any]) -> Table | None:
 
 
 def usage(report: Mapping[str, Any], test: str) -> str:
-    """What the judge cost, in a sentence; empty where nobody counted."""
+    """What the judge was asked and cost, in a sentence; empty where nobody counted.
+
+    Tokens and cost are of all replies that the scores are made of, those kept from earlier attempts too.
+    """
     used = (report.get(test) or {}).get("usage") or {}
     names = {
         "requests": "requests", "cached": "from the cache", "retried": "retried", "failed": "failed",
-        "prompt_tokens": "prompt tokens", "completion_tokens": "completion tokens",
+        "cut": "cut at the token limit", "uncounted": "without a token count",
     }  # fmt: skip
-    parts = [f"{used[key]:,} {name}" for key, name in names.items() if used.get(key) is not None]
-    if used.get("cost") is not None:
-        parts.append(f"cost {used['cost']:,.2f}")
+    parts = [f"{used[key]:,} {name}" for key, name in names.items() if used.get(key)]
+    uncounted = bool(used.get("uncounted"))
+    least = "at least " if uncounted else ""
+    tokens = {what: _in_all(used, f"{what}_tokens") for what in ("prompt", "completion")}
+    if any(tokens.values()) or not uncounted:
+        parts += [f"{least}{count:,} {what} tokens" for what, count in tokens.items() if count is not None]
+        parts += _cost(used, least)
     return f"The judge: {', '.join(parts)}." if parts else ""
+
+
+def _in_all(used: Mapping[str, Any], key: str) -> float | None:
+    """Of the requests sent last and of those that an earlier attempt sent."""
+    found = [used[name] for name in (key, f"cached_{key}") if used.get(name) is not None]
+    return sum(found) if found else None
+
+
+def _cost(used: Mapping[str, Any], least: str) -> list[str]:
+    """What all replies cost, and what of it the last attempt paid where that is less."""
+    last, whole = used.get("cost"), used.get("cost_in_all")
+    if whole is None:
+        return [] if last is None else [f"cost {least}{money(last)}"]
+    paid = f", of which {money(last)} in the last attempt" if last is not None and last != whole else ""
+    return [f"cost {least}{money(whole)} in all{paid}"]
 
 
 def _judge(report: Mapping[str, Any], test: str, entry: Mapping[str, Any]) -> Cell:

@@ -121,7 +121,7 @@ def suites_table(report: Mapping[str, Any]) -> Table | None:
     rows = [
         [
             words(task),
-            words(str(entry["metric"]), "" if entry.get("higher_is_better", True) else "lower is better"),
+            words(str(entry["metric"] or ""), "lower is better" if entry.get("higher_is_better") is False else ""),
             plain(entry.get("rows")),
             *(_suite(model["suites"].get(task)) for model in models.values()),
         ]

@@ -61,6 +61,11 @@ def with_spread(figure: Mapping[str, Any] | None, digits: int = 3, scale: float 
     return text if low is None or high is None else f"{text} ({spread(low * scale, high * scale, digits)})"
 
 
+def money(amount: float) -> str:
+    """Two decimals, or of a small amount as many as show two digits of it."""
+    return number(amount, 2) if abs(amount) >= 1 or amount == 0 else f"{amount:.2g}"
+
+
 def duration(seconds: float | None) -> str:
     """Seconds in the two largest units that fit."""
     if seconds is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -161,3 +162,26 @@ def test_longer_answers_and_changed_verdicts_are_warned_about(tmp_path: Path) ->
         "prefer longer answers; see the length-controlled win rate before calling it better",
         "m: the verdict changed with the order of the two answers on 1 of 2 instructions",
     ]
+
+
+def test_few_rows_that_agree_are_not_distinguishable_and_the_standard_error_stays(tmp_path: Path) -> None:
+    asked = [f"do {number}" for number in range(1, 6)]
+    models = {"a": Annotated(read(tmp_path, *[1] * 5), "ours"), "b": Annotated(read(tmp_path, *[2] * 5), "ours")}
+    entries, (found,), warnings = summarise(models, asked)
+    assert (entries["b"]["win_rate"], entries["b"]["low"], entries["b"]["high"]) == (100, None, None)
+    assert entries["b"]["standard_error"] == 0  # s/√n, as the package has it
+    assert found == {"model": "b", "than": "a", "value": 100, "low": None, "high": None, "rows": 5}
+    assert warnings[-1] == (
+        "b and a are not distinguishable: their win rates differ by +100.00 points over 5 common instructions, too few "
+        "for an interval"
+    )
+
+
+def test_preferences_of_two_annotators_are_not_compared(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    models = {name: Annotated(read(tmp_path, *rng.integers(1, 3, 30).astype(float)), "ours") for name in "ab"}
+    other = [dataclasses.replace(each, annotator="another") for each in models["a"].annotations]
+    models["c"] = Annotated(other, "annotations file")
+    entries, differences, _ = summarise(models, [f"do {number}" for number in range(1, 31)])
+    assert [each["judge"] for each in entries.values()] == ["gpt4", "gpt4", "another"]
+    assert [(each["model"], each["than"]) for each in differences] == [("b", "a")]

@@ -99,10 +99,14 @@ def test_intervals_draw_questions_within_categories_and_keep_turns_together(tmp_
         for _, rows in questions.groupby("category")
     ]
     rng = np.random.default_rng(0)
-    drawn = [
-        np.mean([s for rows in groups for i in rng.integers(0, len(rows), len(rows)) for s in rows[i]])
-        for _ in range(4000)
-    ]
+    drawn = []
+    for _ in range(4000):
+        total = count = 0.0
+        for rows in ([row for row in group if row] for group in groups):  # of n questions n − 1, n/(n − 1) times each
+            for i in rng.integers(0, len(rows), len(rows) - 1):
+                total += sum(rows[i]) * len(rows) / (len(rows) - 1)
+                count += len(rows[i]) * len(rows) / (len(rows) - 1)
+        drawn.append(total / count)
     low, high = np.quantile(drawn, [0.025, 0.975])
     assert entries["m0"]["score"]["low"] == pytest.approx(low, abs=0.08)
     assert entries["m0"]["score"]["high"] == pytest.approx(high, abs=0.08)
@@ -152,3 +156,25 @@ def test_a_score_off_the_scale_counts_and_is_warned_about(tmp_path: Path) -> Non
         "official script",
         "m: judgments of questions that are not asked here are left out (1)",
     ]
+
+
+def test_few_questions(tmp_path: Path) -> None:
+    """A category of one question has no interval of its own, and several of them still give the mean one."""
+    questions = jsonl(tmp_path / "q.jsonl", question_rows(*[f"c{number}" for number in range(8)]))
+    rows = [judgment_row(81 + q, t, 3 + q % 4, model="a") for q in range(8) for t in (1, 2)]
+    rows += [judgment_row(81 + q, 1, 10, model="b") for q in range(5)] + [judgment_row(88, 1, 6, model="c")]
+    rows += [judgment_row(81 + q, 1, 9, model="c") for q in range(5)]
+    entries, (five, six), warnings = score(questions, jsonl(tmp_path / "j.jsonl", rows))
+    assert entries["a"]["categories"]["c0"] == {"score": 3.0, "low": None, "high": None, "rows": 2}
+    assert entries["a"]["score"]["low"] < 4.5 < entries["a"]["score"]["high"]
+    assert entries["b"]["score"] == {"score": 10.0, "low": None, "high": None}
+    assert (five["value"], five["low"], five["rows"]) == (pytest.approx(10 - 21 / 5), None, 5)
+    assert (six["value"], six["rows"]) == (pytest.approx((6 + 5 + 4 + 3 + 6 + 0) / 6), 6)
+    assert 0 < six["low"] < six["value"] < six["high"]
+    assert entries["a"]["judge"] == "gpt-4"
+    one = jsonl(tmp_path / "one.jsonl", [judgment_row(81, 1, s, model=m) for m, s in (("a", 3), ("b", 9))])
+    _, (found,), warnings = score(questions, one)
+    assert found == {"model": "b", "than": "a", "value": 6.0, "low": None, "high": None, "rows": 1}
+    assert warnings[-1] == (
+        "b and a are not distinguishable: their scores differ by +6.00 over 1 common rows, too few for an interval"
+    )
