@@ -17,7 +17,8 @@ Reply = tuple[int, dict[str, Any]]
 class Stub:
     """What the server answers, and what it was asked.
 
-    `fails` are replies given first, one to each request; `max_logprobs` is the server's own limit.
+    `fails` are replies given first, one to each request; `max_logprobs` is the server's own limit; of the first `cut`
+    replies only half is sent. `heard` counts requests of any kind.
     """
 
     def __init__(self, model: torch.nn.Module, spell: Callable[[int], str], *, max_logprobs: int = 1000) -> None:
@@ -25,7 +26,7 @@ class Stub:
         self.fails: list[Reply] = []
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
-        self.url = ""
+        self.url, self.cut, self.heard = "", 0, 0
         self._lock = threading.Lock()
 
     def answer(self, body: dict[str, Any], key: str | None) -> Reply:
@@ -64,7 +65,12 @@ def serving(stub: Stub) -> Iterator[Stub]:
     """The stub at `stub.url` as long as the block runs."""
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            stub.heard += 1
+            self.send_error(405)
+
         def do_POST(self) -> None:
+            stub.heard += 1
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             assert self.path == "/v1/completions"
             status, reply = stub.answer(body, self.headers.get("Authorization"))
@@ -74,6 +80,9 @@ def serving(stub: Stub) -> Iterator[Stub]:
                 self.send_header("Location", str(reply["to"]))
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
+            if stub.cut:
+                stub.cut -= 1
+                data = data[: len(data) // 2]
             self.wfile.write(data)
 
         def log_message(self, *args: Any) -> None:

@@ -211,6 +211,7 @@ def _spec_document(recipe: Recipe, name: str) -> dict[str, Any]:
         spec.pop("shard_megabytes")
         if "endpoint" in spec["teacher"]:
             spec["teacher"] = {key: value for key, value in spec["teacher"].items() if key not in TRANSPORT_KEYS}
+            spec["teacher"]["endpoint"] = expand(spec["teacher"]["endpoint"])  # $VLLM may be another address by now
     if isinstance(stage, EvaluateStage):
         _drop_of_suites(spec)
     if spec["kind"] == "init" and spec["chat_template"] not in (None, "default"):

@@ -169,7 +169,7 @@ class _Planner:
         return result
 
     def storing(self, stage: StoreStage) -> dict[str, Any]:
-        """Rows and targets that a store stage keeps, and the bytes they take where its mode says that."""
+        """Rows and targets that a store stage keeps, and the least and the most bytes that they take on disk."""
         tokenizer = self._tokenizer(stage.student)
         if tokenizer is None:
             after = self._after(str(stage_of(stage.student.path)))
@@ -179,11 +179,13 @@ class _Planner:
         if len(prepared) < len(stage.dataset_names):
             return found
         from preceptor.stages.stores import mode_for
+        from preceptor.teachers.store_files import bytes_of
+        from preceptor.teachers.store_writer import StoredRow
 
         rows = [row for data in prepared.values() for part in (data.train, data.holdout, data.test) for row in part]
-        targets = sum(row.target_count for row in rows)
-        sizes = mode_for(stage, tokenizer).bytes_per_target()
-        return {**found, "targets": targets, "bytes": [round(size * targets) for size in sizes]}
+        counts = {StoredRow.of(row).name: row.target_count for row in rows}  # equal rows are stored once
+        sizes = bytes_of(mode_for(stage, tokenizer), len(counts), sum(counts.values()), stage.shard_megabytes)
+        return {**found, "rows": len(counts), "targets": sum(counts.values()), "bytes": list(sizes)}
 
     def _rows(
         self,
@@ -197,7 +199,7 @@ class _Planner:
         template = choose_template(tokenizer, None if teacher is None else self._template(teacher))
         pending = {name: source for name in stage.dataset_names if (source := self._pending(name)) is not None}
         ready = [name for name in stage.dataset_names if name not in pending]
-        prepared = self._prepare(ready, tokenizer, stage.max_length) if ready else {}
+        prepared = self._prepare(ready, tokenizer, stage) if ready else {}
         described = {name: _described(prepared[name], tokenizer) for name in ready}
         later = {name: self._after(source) for name, source in pending.items()}
         return {"template": template, "data": described | later}, prepared
@@ -215,18 +217,20 @@ class _Planner:
         return str(manifest_of(teacher, folder, self.context)["template"]["text"])
 
     def _prepare(
-        self, names: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int
+        self, names: list[str], tokenizer: PreTrainedTokenizerBase, stage: SftStage | DistillStage | StoreStage
     ) -> dict[str, PreparedDataset]:
         from preceptor.data.prepare import prepare_datasets
         from preceptor.stages.datasets import specs_for
 
         specs, generated = specs_for(names, self.context)
+        if stage.targets is not None:  # as `stage_rows`
+            specs |= {name: specs[name].model_copy(update={"targets": stage.targets}) for name in names}
         return prepare_datasets(
             names,
             specs,
             tokenizer,
             seed=self.recipe.seed,
-            max_length=max_length,
+            max_length=stage.max_length,
             overlap=self.recipe.overlap,
             announce=self.log,
             generated=generated,

@@ -13,6 +13,7 @@ import pytest
 
 import preceptor
 import stored_recipes
+import toys
 from preceptor.cli import main
 from preceptor.errors import InputErrors
 from preceptor.recipe import parse_recipe
@@ -140,6 +141,11 @@ CASES: dict[str, tuple[str, str, str]] = {
         "7: stages.st is wrong: temperature is 2, and a served teacher's log-probabilities are unscaled whatever "
         "temperature is asked for; write temperature: 1, or load the teacher here",
     ),
+    "a served teacher's chat settings": (
+        "teacher: ./big, student",
+        "mode: topk, teacher: {endpoint: http://127.0.0.1:8000/v1, model: big, omit: [seed]}, student",
+        "7: stages.st is wrong: teacher.omit is for chats, and a teacher is asked for no text; remove it",
+    ),
     "a store that comes later": (
         f"stages:\n{STORE}\n",
         "stages:\n",
@@ -211,6 +217,11 @@ def edit(store: Path, **changes: Any) -> None:
     (store / "manifest.json").write_text(json.dumps(manifest))
 
 
+def empty(store: Path) -> None:
+    manifest = json.loads((store / "manifest.json").read_text())
+    (store / "manifest.json").write_text(json.dumps({**manifest, "shards": {}}))
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -237,7 +248,16 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no manifest": (
         lambda store: (store / "manifest.json").unlink(),
-        "store 'STORE': has no manifest.json, so it is not finished or no store; run its stage to the end",
+        "store 'STORE': has no manifest.json, though its stage is finished; copy the store again, or write it anew "
+        "with --redo st",
+    ),
+    "a manifest without a field": (
+        lambda store: edit(store, max_length=None),
+        f"store 'STORE': its manifest.json is damaged (max_length is None); {MEND}",
+    ),
+    "no shards": (
+        lambda store: empty(store),
+        f"store 'STORE': its manifest.json is damaged (shards is {{}}); {MEND}",
     ),
     "another format version": (
         lambda store: edit(store, version=9),
@@ -380,3 +400,28 @@ def test_info_and_verify_of_no_store(made: Path, tmp_path: Path, capsys: pytest.
     assert "is not that of a teacher store" in capsys.readouterr().err
     assert main(["store", "look", str(tmp_path)]) == 2
     assert "preceptor store: " in capsys.readouterr().err
+
+
+def test_a_served_teachers_key_is_looked_for_before_any_stage_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VLLM_KEY", raising=False)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    config = {"model_type": "llama", **toys.TINY}
+    stages = {
+        "m": {"kind": "init", "config": config, "tokenizer": {"train_on": "d", "vocab_size": 300}},
+        "s": {
+            "kind": "store",
+            "teacher": {"endpoint": "http://127.0.0.1:1/v1", "model": "big", "key_env": "VLLM_KEY"},
+            "student": "stage:m",
+            "data": "d",
+            "mode": "topk",
+        },
+    }
+    raw = {"name": "r", "data": {"d": {"path": "rows.jsonl"}}, "stages": stages}
+    (tmp_path / "r.yaml").write_text(json.dumps(raw))
+    assert main(["run", "r.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: r.yaml: stages.s.teacher.key_env: the environment variable VLLM_KEY is not set")
+    assert not (tmp_path / "runs").exists()

@@ -16,7 +16,9 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 def checked_url(text: str, where: str) -> str:
     """The base URL without a slash at its end. Raises InputError, beginning with `where`, for what can be none."""
-    said = f"{where}endpoint: {text!r} is no URL of an endpoint"
+    # What stands before an @ may be a password.
+    given = repr(text) if "@" not in text else "what is given"
+    said = f"{where}endpoint: {given} is no URL of an endpoint"
     try:
         url = urlsplit(text)
         url.port  # noqa: B018 - reading it checks it

@@ -55,4 +55,4 @@ def top_divergence(student: Distribution, top: TopTokens, divergence: Divergence
 
 def whole_teacher(log_prob_nV: Tensor, dtype: torch.dtype) -> Distribution:
     """A stored distribution, normalised anew: its rounded log-probabilities sum to nearly 1."""
-    return Distribution.of(log_prob_nV.to(dtype).clamp_min_(-1e30), 1.0)
+    return Distribution.of(log_prob_nV.to(dtype), 1.0)

@@ -75,6 +75,10 @@ class StoreStage(Spec):
                 raise broken_rule(
                     f"{key} is for mode: {mode}, and the mode is {self.mode}; remove it, or change the mode"
                 )
+        if isinstance(self.teacher, EndpointSpec):
+            for key in ("token_limit_field", "omit", "price"):
+                if key in self.teacher.model_fields_set:
+                    raise broken_rule(f"teacher.{key} is for chats, and a teacher is asked for no text; remove it")
         if isinstance(self.teacher, EndpointSpec) and self.mode != "topk":
             raise broken_rule(
                 f"mode is {self.mode}, and a served teacher tells its most probable tokens only; write mode: topk"

@@ -35,8 +35,8 @@ CHECKS: dict[str, str | Check] = {
 }
 # What else can be refused before anything runs. Those of models take resolved ModelSpecs and read no weights: files
 # that cannot be a model, a student and a teacher whose tokenizers differ, models that cannot be composed or merged.
-# `rows` and `suites` take the StageContext of an `evaluate` stage; `store` a teacher and a StageContext, and
-# returns the folder of the store that it is; `stored` a distill stage and its StageContext.
+# `rows` and `suites` take the StageContext of an `evaluate` stage; `served` a `store` stage; `store` a teacher and a
+# StageContext, and returns the folder of the store that it is; `stored` a distill stage and its StageContext.
 AHEAD_CHECKS: dict[str, str | Callable[..., object]] = {
     "one": "preceptor.models.checkpoint:check_model",
     "pair": "preceptor.models.tokenizers:check_pair",
@@ -44,6 +44,7 @@ AHEAD_CHECKS: dict[str, str | Callable[..., object]] = {
     "merge": "preceptor.models.sources:check_sources",
     "rows": "preceptor.stages.evaluate:check_rows",
     "suites": "preceptor.stages.suites:check_suites",
+    "served": "preceptor.stages.stores:check_served",
     "store": "preceptor.stages.stores:stored_at",
     "stored": "preceptor.stages.stores:check_stored",
 }

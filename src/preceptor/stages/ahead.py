@@ -36,6 +36,8 @@ def check_ahead(recipe: Recipe, names: Sequence[str], *, models: bool = True) ->
         stage = recipe.stages[name]
         where = f"{recipe.source}: stages.{name}"
         errors += _training(recipe, name)
+        if models and isinstance(stage, StoreStage):
+            errors += _found(f"{where}.", ahead_check("served"), stage)
         context = StageContext(recipe, name, run_directory(recipe) / name, recipe.seed, print)
         if recipe.stage_datasets(name):  # prompts are compared among all datasets, so all must be there
             for dataset in recipe.data:

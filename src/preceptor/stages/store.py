@@ -6,25 +6,26 @@ whole shard, with as many processes as there are then. What is kept of a row doe
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from preceptor.distributed import from_main, is_main, rank, to_main, world_size
 from preceptor.errors import InputError
+from preceptor.evaluation.endpoint_mask import mask
 from preceptor.evaluation.measure import by_length
 from preceptor.evaluation.progress import Progress
 from preceptor.files import sha256_json
 from preceptor.models.fingerprint import model_facts
 from preceptor.models.load import load_model
 from preceptor.models.tokenizers import check_tokenizer_fits, template_facts, tokenizer_facts
-from preceptor.recipe import EndpointSpec, ModelSpec, expand
+from preceptor.recipe import EndpointSpec, ModelSpec
 from preceptor.recipe.base import KeyPath
 from preceptor.stages.encoding import stage_rows, stage_tokenizer
-from preceptor.stages.stores import IDENTITY, mode_for
+from preceptor.stages.stores import IDENTITY, access_of, mode_for
 from preceptor.teachers import ModelTeacher
 from preceptor.teachers.served import ServedTeacher
 from preceptor.teachers.store_files import ShardWriter, clean, rows_of, write_manifest
@@ -53,7 +54,9 @@ def execute(spec: StoreStage, context: StageContext) -> dict[str, Any]:
     rows = _rows(spec, tokenizer, context)
     identity = _identity(spec, tokenizer, context)
     folder = context.directory / "store"
-    kept: dict[str, dict[str, Any]] = from_main(lambda: clean(folder, identity))
+    kept: dict[str, dict[str, Any]] = from_main(
+        lambda: clean(folder, identity, lambda line: context.log(f"{context.name}: {line}"))
+    )
     done = rows_of(folder, kept)
     batches = [[rows[i] for i in batch] for batch in by_length([len(row.encoded) for row in rows], spec.batch_size)]
     todo = [left for batch in batches if (left := [row for row in batch if row.name not in done])]
@@ -101,7 +104,7 @@ def _identity(spec: StoreStage, tokenizer: PreTrainedTokenizerBase, context: Sta
         "max_length": spec.max_length,
         "targets": spec.targets,
         "data": spec.dataset_names,
-        "teacher": {**from_main(lambda: _teacher_facts(spec.teacher, context)), "model": spec.teacher.title},
+        "teacher": from_main(lambda: _teacher_facts(spec.teacher, context)),
         "tokenizer": tokenizer_facts(tokenizer),
         "template": template_facts(tokenizer),
     }
@@ -110,8 +113,9 @@ def _identity(spec: StoreStage, tokenizer: PreTrainedTokenizerBase, context: Sta
 def _teacher_facts(teacher: ModelSpec | EndpointSpec, context: StageContext) -> dict[str, Any]:
     """Of a served teacher its name and address stand for its weights, which nobody here can read."""
     if isinstance(teacher, ModelSpec):
-        return model_facts(context.resolve_model(teacher))
-    return {"sha256": sha256_json([teacher.endpoint, teacher.model])}
+        return {**model_facts(context.resolve_model(teacher)), "model": teacher.title}
+    url, _ = access_of(teacher, f"stages.{context.name}.teacher.")
+    return {"sha256": sha256_json([url, teacher.model]), "model": f"{teacher.model} at {url}"}
 
 
 def _recorded(identity: dict[str, Any]) -> dict[str, Any]:
@@ -151,13 +155,12 @@ def _stores(
 
 
 def _served(spec: EndpointSpec, where: str) -> ServedTeacher:
-    key = None
-    if spec.key_env is not None and (key := os.environ.get(spec.key_env)) is None:
-        raise InputError(f"{where}.key_env: {spec.key_env} is not set; export {spec.key_env} first")
+    url, key = access_of(spec, f"{where}.")
     return ServedTeacher(
-        expand(spec.endpoint),
+        url,
         spec.model,
         key=key,
+        hide=partial(mask, key=key),
         timeout=spec.timeout,
         retries=spec.retries,
         concurrency=spec.concurrency,

@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from preceptor.distributed import from_main
 from preceptor.errors import InputError, InputErrors
+from preceptor.evaluation.endpoint_access import access_key, checked_url
 from preceptor.files import MANIFEST, is_store
-from preceptor.recipe import DistillStage, ModelSpec, StoreStage
+from preceptor.recipe import DistillStage, EndpointSpec, ModelSpec, StoreStage, expand
 from preceptor.recipe.storing import follows_store, stored_by, unused_keys
 from preceptor.stages.context import StageContext, run_directory
 from preceptor.teachers import StoredTeacher
@@ -25,10 +26,18 @@ IDENTITY = "store"
 
 
 def stored_at(model: ModelSpec, context: StageContext) -> Path | None:
-    """The folder of the store that a teacher is; None for a model."""
+    """The folder of the store that a teacher is; None for a model.
+
+    Raises:
+        InputError: the folder of a store stage, which has the store in it.
+    """
     folder = Path(context.resolve_model(model).path)
     if stored_by(model, context.recipe.stages) is not None:
         return folder
+    if not (folder / "config.json").exists() and is_store(folder / "store"):
+        raise InputError(
+            f"{str(folder)!r} is the folder of a store stage; give the store in it, {str(folder / 'store')!r}"
+        )
     # A store that lacks its manifest is no model either, and should be told what it lacks.
     begun = not (folder / "config.json").exists() and not (folder / MANIFEST).exists()
     return folder if is_store(folder) or (begun and any(folder.glob("[0-9]*-[0-9]*.safetensors"))) else None
@@ -111,3 +120,39 @@ def check_stored(stage: DistillStage, context: StageContext) -> None:
             errors.append(f"{'.'.join(map(str, path))} {what}")
     if errors:
         raise InputErrors(errors)
+
+
+def access_of(spec: EndpointSpec, where: str) -> tuple[str, str | None]:
+    """A served teacher's base URL and its access key; `where` begins what is said, such as `teacher.`.
+
+    Raises:
+        InputErrors: no URL of an endpoint, or one that holds a password; a variable that holds nothing usable as a key.
+    """
+    errors: list[str] = []
+    url, key = "", None
+    try:
+        address = expand(spec.endpoint)
+    except InputError as error:
+        errors.append(f"{where}endpoint: {error}")
+    else:
+        try:
+            url = checked_url(address, where)
+        except InputError as error:
+            errors.append(str(error))
+    try:
+        key = access_key(spec.key_env, where)
+    except InputError as error:
+        errors.append(str(error))
+    if errors:
+        raise InputErrors(errors)
+    return url, key
+
+
+def check_served(stage: StoreStage) -> None:
+    """What can be refused of a served teacher before any stage runs; nothing is sent.
+
+    Raises:
+        InputErrors: as `access_of`, in sentences that begin with `teacher.`.
+    """
+    if isinstance(stage.teacher, EndpointSpec):
+        access_of(stage.teacher, "teacher.")

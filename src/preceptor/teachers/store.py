@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from preceptor.errors import InputError, shown
-from preceptor.files import MANIFEST
 from preceptor.stored_signals import Stored
-from preceptor.teachers.store_files import Shard, check_files, job_of, read_manifest
+from preceptor.teachers.store_files import Shard, check_files, read_manifest
 from preceptor.teachers.store_modes import mode_of
 
 Bytes = npt.NDArray[np.uint8]
@@ -70,14 +69,7 @@ class Store:
         self._prefix_R, self._shard_R, self._row_R = prefix_R[order_R], shard_R[order_R], row_R[order_R]
 
     def _opened(self, number: int) -> Shard:
-        name = self._names[number]
-        shard = Shard(self.folder / name)
-        if shard.job != job_of(self.manifest):
-            raise InputError(
-                f"store {str(self.folder)!r}: {name} is of another store than {MANIFEST} describes; copy the store "
-                "again, or write it anew"
-            )
-        return shard
+        return Shard(self.folder / self._names[number]).of(self.manifest)
 
     def __len__(self) -> int:
         return len(self._prefix_R)

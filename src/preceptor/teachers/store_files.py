@@ -4,15 +4,17 @@
     RANK-NUMBER.safetensors  rows, in any order: data (bytes, row after row), offsets, keys, targets, digests
 
 A shard appears whole or not at all, and says of which job it is: an interrupted writer goes on after the shards that
-are there, and several writers share a folder.
+are there, and several writers share a folder. Until there is a manifest each writer keeps the SHA-256 of its shards in
+a journal (RANK.journal), so that what a disk has changed since is not taken for what was written.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,20 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
-from preceptor.errors import InputError
+from preceptor.errors import InputError, shown
 from preceptor.files import MANIFEST, STORE_FORMAT, json_text, sha256_file, sha256_json, write_atomic
 from preceptor.models.headers import read_header
+from preceptor.teachers.store_manifest import malformed
+from preceptor.teachers.store_modes import Mode
 from preceptor.teachers.store_rows import DIGEST_BYTES, KEY_BYTES
 
 _COUNTED = ("format", "version", "rows", "target_positions", "bytes", "shards")
 VERSION = 1
 SUFFIX = ".safetensors"
+JOURNAL = ".journal"
 _MEND = "copy the store again, or write it anew"
+_ROW_BYTES = 8 + 4 + KEY_BYTES + DIGEST_BYTES  # offset, number of targets, key, digest
+_HEADER_BYTES = 1024  # at most, of a shard
 _PATIENCE = 600.0  # seconds after which even a small shard is written: no more than this is lost when a run is killed
 
 Identity = Mapping[str, Any]
@@ -39,26 +46,38 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a finished store.
 
     Raises:
-        InputError: there is no such folder, it is no store or not a finished one, or one of another format version.
+        InputError: there is no such folder, it is no store or not a finished one, one of another format version, or
+            its manifest is damaged.
     """
     where, path = f"store {str(folder)!r}", folder / MANIFEST
     if not folder.is_dir():
         raise InputError(f"{where}: there is no such folder; give one that a `store` stage wrote")
     if not path.is_file():
+        if (folder.parent / "stage.json").is_file():  # to run a finished stage again would do nothing
+            raise InputError(
+                f"{where}: has no {MANIFEST}, though its stage is finished; copy the store again, or write it anew "
+                f"with --redo {folder.parent.name}"
+            )
         raise InputError(f"{where}: has no {MANIFEST}, so it is not finished or no store; run its stage to the end")
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
         known = manifest["format"] == STORE_FORMAT
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         known = False
     if not known:
         raise InputError(f"{where}: its {MANIFEST} is not that of a teacher store; give a folder a `store` stage wrote")
     if manifest.get("version") != VERSION:
         raise InputError(
-            f"{where}: is in format version {manifest.get('version')} and this preceptor reads version {VERSION}; "
-            "write it anew, or use the preceptor that wrote it"
+            f"{where}: is in format version {shown(manifest.get('version'))} and this preceptor reads version "
+            f"{VERSION}; write it anew, or use the preceptor that wrote it"
         )
+    if (wrong := next(malformed(manifest), None)) is not None:
+        raise InputError(f"{where}: its {MANIFEST} is damaged ({wrong}); {_MEND}")
     return manifest
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def write_manifest(folder: Path, identity: Identity, shards: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -67,6 +86,8 @@ def write_manifest(folder: Path, identity: Identity, shards: Mapping[str, Mappin
     totals = {key: sum(int(each[key]) for each in named.values()) for key in ("rows", "target_positions", "bytes")}
     manifest = {"format": STORE_FORMAT, "version": VERSION, **identity, **totals, "shards": named}
     write_atomic(folder / MANIFEST, json_text(manifest))
+    for journal in _journals(folder):
+        journal.unlink()
     return manifest
 
 
@@ -90,15 +111,35 @@ def check_files(folder: Path, manifest: Mapping[str, Any], *, whole: bool = True
     for name, facts in manifest["shards"].items() if whole else ():
         if sha256_file(folder / name) != facts["sha256"]:
             raise InputError(f"{where}: {name} is not what was written (its SHA-256 differs); {_MEND}")
+        _check_shard(folder / name, manifest, facts)
     return int(manifest["bytes"])
+
+
+def _check_shard(path: Path, manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Whether a whole shard is of its manifest: that may have been put beside others' shards, or edited."""
+    shard = Shard(path)
+    shard.of(manifest)
+    rows, targets = len(shard), int(shard.targets.sum())
+    if (rows, targets) != (facts["rows"], facts["target_positions"]):
+        raise InputError(
+            f"store {str(path.parent)!r}: {path.name} holds {rows:,} rows with {targets:,} target positions, and "
+            f"{MANIFEST} says {facts['rows']:,} with {facts['target_positions']:,}; {_MEND}"
+        )
 
 
 class Shard:
     """One shard's rows, mapped into memory and read where they are asked for."""
 
     def __init__(self, path: Path) -> None:
-        """Raises InputError for a file that is not whole."""
+        """Raises InputError for a file that is not whole, or no shard."""
+        self._path = path
         read_header(path, f"store {str(path.parent)!r}")
+        try:
+            self._map(path)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise InputError(f"store {str(path.parent)!r}: {path.name} is no shard of a store; {_MEND}") from None
+
+    def _map(self, path: Path) -> None:
         mapped = np.memmap(path, dtype=np.uint8, mode="r")
         length = int(mapped[:8].view("<u8")[0])
         header = json.loads(bytes(mapped[8 : 8 + length]))
@@ -116,6 +157,15 @@ class Shard:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def of(self, manifest: Mapping[str, Any]) -> Shard:
+        """Itself. Raises InputError where it is of another store than the manifest describes."""
+        if self.job != job_of(manifest):
+            raise InputError(
+                f"store {str(self._path.parent)!r}: {self._path.name} is of another store than {MANIFEST} describes; "
+                f"{_MEND}"
+            )
+        return self
+
     def row(self, index: int) -> tuple[npt.NDArray[np.uint8], int]:
         """A row's bytes, and its number of target positions."""
         start, stop = int(self._offsets[index]), int(self._offsets[index + 1])
@@ -130,6 +180,8 @@ class ShardWriter:
         self.folder, self.job, self.rank, self.shard_bytes = folder, job_of(identity), rank, shard_bytes
         self.written: dict[str, dict[str, Any]] = {}
         """What the manifest says of each shard written so far."""
+        self._journal = folder / f"{rank:03d}{JOURNAL}"
+        self._hashes = _journal(self._journal)
         self._number = 1 + max((int(path.stem.partition("-")[2]) for path in _shards(folder)), default=-1)
         self._empty()
 
@@ -166,34 +218,95 @@ class ShardWriter:
             metadata={"format": STORE_FORMAT, "job": self.job},
         )
         name = f"{self.rank:03d}-{self._number:05d}{SUFFIX}"
+        digest = hashlib.sha256(content).hexdigest()
+        # The journal first: a shard that it does not know is not trusted.
+        self._hashes[name] = digest
+        write_atomic(self._journal, json_text(self._hashes))
         write_atomic(self.folder / name, content)
-        self.written[name] = _facts(hashlib.sha256(content).hexdigest(), len(content), len(targets), sum(targets))
+        self.written[name] = _facts(digest, len(content), len(targets), sum(targets))
         self._number += 1
         self._empty()
 
 
 def job_of(identity: Identity) -> str:
-    """What tells the shards of one job from those of another; a manifest's identity is all but what it counts."""
-    kept = {key: value for key, value in identity.items() if key not in _COUNTED}
+    """What tells the shards of one job from those of another; a manifest's identity is all but what it counts.
+
+    Of a teacher, a tokenizer and a template the SHA-256 alone counts: one that has moved is the same.
+    """
+    kept = {
+        key: value.get("sha256", value) if isinstance(value, Mapping) else value
+        for key, value in identity.items()
+        if key not in _COUNTED
+    }
     return sha256_json({**kept, "version": VERSION})
 
 
-def clean(folder: Path, identity: Identity) -> dict[str, dict[str, Any]]:
-    """Removes all but whole shards of this job, and returns those with what the manifest says of each."""
+def clean(folder: Path, identity: Identity, log: Callable[[str], None] | None = None) -> dict[str, dict[str, Any]]:
+    """Removes all but whole shards of this job, and returns those with what the manifest says of each.
+
+    Tells `log` of shards that are not as they were written, and of those of another job.
+    """
+    if not folder.is_dir():
+        return {}
+    tell = log or (lambda line: None)
+    job, shards, known = job_of(identity), _shards(folder), _known(folder)
     kept: dict[str, dict[str, Any]] = {}
-    shards = _shards(folder)
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path in shards:
-            try:
-                shard = Shard(path)
-            except InputError:
-                shard = None
-            if shard is not None and shard.job == job_of(identity):
-                count = int(shard.targets.sum())
-                kept[path.name] = _facts(sha256_file(path), path.stat().st_size, len(shard), count)
-                continue
-        path.unlink()
+    others = 0
+    for path in sorted(shards):
+        try:
+            shard = Shard(path)
+        except InputError:
+            shard = None
+        if shard is not None and shard.job != job:
+            others += 1
+            continue
+        digest = sha256_file(path)
+        if shard is None or digest not in known.get(path.name, ()):
+            tell(f"{path.name} is not what was written (its SHA-256 differs); its rows are written again")
+            continue
+        kept[path.name] = _facts(digest, path.stat().st_size, len(shard), int(shard.targets.sum()))
+    if others:
+        tell(f"{others:,} shards of another job (another teacher, data or setting) are removed")
+    mine = folder / f"000{JOURNAL}"
+    if kept:  # before the manifest and other journals go, which may be all that knows these shards
+        write_atomic(mine, json_text({name: facts["sha256"] for name, facts in kept.items()}))
+    for path in sorted(folder.iterdir()):
+        if path.name not in kept and not (kept and path == mine) and not path.is_dir():
+            path.unlink()
     return kept
+
+
+def _known(folder: Path) -> dict[str, set[str]]:
+    """By shard, each SHA-256 that journals and a manifest give for it."""
+    found: dict[str, set[str]] = {}
+    listed = [_journal(path) for path in _journals(folder)]
+    try:
+        shards = read_manifest(folder)["shards"]
+        listed.append({str(name): str(facts["sha256"]) for name, facts in shards.items()})
+    except (InputError, KeyError, TypeError, AttributeError):
+        pass  # there is none, or none that tells anything
+    for each in listed:
+        for name, digest in each.items():
+            found.setdefault(name, set()).add(digest)
+    return found
+
+
+def _journal(path: Path) -> dict[str, str]:
+    try:
+        return {str(name): str(digest) for name, digest in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, AttributeError):
+        return {}  # absent, or damaged: its shards are written again
+
+
+def _journals(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob(f"[0-9]*{JOURNAL}") if path.is_file())
+
+
+def bytes_of(mode: Mode, rows: int, targets: int, shard_megabytes: int) -> tuple[int, int]:
+    """The least and the most bytes that shards of so many rows and target positions take."""
+    least, most = (math.floor(size * targets) + _ROW_BYTES * rows for size in mode.bytes_per_target())
+    most += 2 * rows  # the last bits of a row's runs and of its ids
+    return least, most + _HEADER_BYTES * (1 + most // (shard_megabytes * 1_000_000))
 
 
 def _facts(sha256: str, size: int, rows: int, targets: int) -> dict[str, Any]:
@@ -201,7 +314,7 @@ def _facts(sha256: str, size: int, rows: int, targets: int) -> dict[str, Any]:
 
 
 def _shards(folder: Path) -> set[Path]:
-    return {path for path in folder.glob(f"[0-9]*-[0-9]*{SUFFIX}") if not path.name.startswith(".")}
+    return {path for path in folder.glob(f"[0-9]*-[0-9]*{SUFFIX}") if path.is_file()}
 
 
 def rows_of(folder: Path, names: Iterable[str]) -> set[tuple[bytes, bytes]]:

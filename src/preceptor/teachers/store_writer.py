@@ -48,7 +48,7 @@ def store_batch(
     """Runs the teacher on `rows` at once and gives what it says at their targets to `writer`.
 
     Raises:
-        RuntimeError: for logits that are infinite or no numbers.
+        RuntimeError: for logits that are infinite or no numbers, or that give no distribution.
     """
     routes = sorted({row.encoded.route for row in rows})
     collated = Collator(pad_token_id, route_names=routes)([row.encoded for row in rows])
@@ -75,6 +75,8 @@ def _packed(part: Part, rows: Sequence[StoredRow], mode: Mode, seed: int) -> Ite
         if not bool((logits_nV < torch.inf).all()):
             raise RuntimeError(f"{part.teacher}: its logits are not finite; load it in a wider dtype")
         taken.append(mode.take(logits_nV, uniforms_ND[start : start + size]))
+        if any(np.isnan(each).any() for each in taken[-1]):  # all tokens excluded, or logits / temperature overflow
+            raise RuntimeError(f"{part.teacher}: its predictions are no numbers; load it in a wider dtype")
     whole = [np.concatenate(pieces) for pieces in zip(*taken, strict=True)]
     first = 0
     for row in rows:

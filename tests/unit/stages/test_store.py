@@ -14,10 +14,14 @@ import stored_recipes
 import stores
 from preceptor.errors import InputError, RunFailed
 from preceptor.identity import Hashes, stage_identities
+from preceptor.models.tokenizers import load_tokenizer
 from preceptor.plan import plan, render
-from preceptor.recipe import ModelSpec, Recipe
+from preceptor.recipe import ModelSpec, Recipe, StoreStage, parse_recipe
 from preceptor.stages.context import StageContext, run_directory
+from preceptor.stages.encoding import stage_rows
 from preceptor.stages.stores import stored_at
+from preceptor.teachers.store_files import rows_of
+from preceptor.teachers.store_writer import StoredRow
 
 
 def quiet(line: str) -> None:
@@ -160,13 +164,48 @@ def test_plan_says_what_it_will_take_and_what_it_holds(made: Path, tmp_path: Pat
     assert done["stages"]["kd"]["models"]["teacher"]["parameters"].startswith("stored (sample): 40 rows, 1,014 targets")
     assert done["stages"]["st"]["targets"] == 1014
     low, high = done["stages"]["st"]["bytes"]
-    data = sum(len(each) for each, _ in stores.content(made / "runs/r/st/store").values())
-    assert low <= data <= high
+    assert low <= sum(path.stat().st_size for path in (made / "runs/r/st/store").glob("*.safetensors")) <= high
     assert "the store: 1,014 targets" in render(done)
     early = plan(stored_recipes.recipe(tmp_path), log=quiet)
     assert early["stages"]["kd"]["models"]["teacher"]["parameters"] == "known after stage st"
     assert early["stages"]["st"]["data"]["shop"] == "known after stage student"
     render(early)
+
+
+@pytest.mark.parametrize("mode", [{}, {"mode": "topk", "k": 5}, {"mode": "full"}])
+def test_plan_counts_what_the_stage_stores(run: Path, mode: dict[str, Any]) -> None:
+    """Test rows too, equal rows once, and with the targets that the stage gives them."""
+    shop = (run / "shop.jsonl").read_text().splitlines()
+    (run / "shop.jsonl").write_text("\n".join([*shop, *shop[:5]]) + "\n")
+    test = shop[0].replace("shop", "a new")
+    assert test != shop[0]
+    (run / "test.jsonl").write_text(test + "\n" + test.replace("milk", "salt") + "\n")
+    document = stored_recipes.document(run, "counted", store={"targets": "all", **mode}, targets="all")
+    document["data"]["shop"]["test"] = "test.jsonl"
+    recipe = parse_recipe(document, folder=run)
+    for stage in ("teacher", "student", "st"):
+        done = preceptor.run(recipe, only=stage, log=quiet)
+    result, planned = done["stages"]["st"], plan(recipe, log=quiet)["stages"]["st"]
+    assert planned["data"]["shop"]["test"] == 2
+    assert (result["rows"], result["target_positions"]) == (planned["rows"], planned["targets"]) != (40, 1014)
+    low, high = planned["bytes"]
+    assert low <= result["bytes"] <= high
+    rows = {StoredRow.of(row).name for row in rows_of_test(recipe)}
+    assert len(rows) == 2
+    assert rows <= rows_of(run / "counted/r/st/store", shard_names(run / "counted/r/st/store"))
+
+
+def rows_of_test(recipe: Recipe) -> list[Any]:
+    """The rows of `test:`, as a store stage encodes them."""
+    context = StageContext(recipe, "st", run_directory(recipe) / "st", recipe.seed, quiet)
+    stage = recipe.stages["st"]
+    assert isinstance(stage, StoreStage)
+    tokenizer = load_tokenizer(context.resolve_model(stage.student))
+    return list(stage_rows(stage, tokenizer, context)["shop"].test)
+
+
+def shard_names(store: Path) -> list[str]:
+    return list(json.loads((store / "manifest.json").read_text())["shards"])
 
 
 def test_a_model_is_no_store(made: Path) -> None:
@@ -175,6 +214,8 @@ def test_a_model_is_no_store(made: Path) -> None:
     found = [stored_at(ModelSpec(path=path), context) for path in ("stage:teacher", "org/name")]
     assert found == [None, None]
     assert stored_at(ModelSpec(path="stage:st"), context) == made / "runs/r/st/store"
+    with pytest.raises(InputError, match=r"is the folder of a store stage; give the store in it, '.*/r/st/store'"):
+        stored_at(ModelSpec(path=str(made / "runs/r/st")), context)
 
 
 @pytest.mark.parametrize("mode", ["sample", "topk", "full"])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,12 +15,18 @@ import preceptor
 import stored_recipes
 import stores
 from preceptor.errors import InputError, InputErrors, RunFailed
+from preceptor.identity import Hashes, stage_identities
 from preceptor.models.load import load_model
 from preceptor.models.tokenizers import load_tokenizer
-from preceptor.recipe import ModelSpec, Recipe, parse_recipe
+from preceptor.objective import Logits
+from preceptor.objective.terms import HeadChunk
+from preceptor.recipe import ModelSpec, Recipe, StoreStage, parse_recipe
+from preceptor.stages.stores import check_served
 from preceptor.stored_signals import TopTokens
+from preceptor.teachers.served import ServedTeacher, _taken
 from preceptor.teachers.store import Store
-from vllm_stub import Stub, serving
+from preceptor.teachers.store_modes import TopMode
+from vllm_stub import Reply, Stub, serving
 
 KEY = "sk-no-one-may-see-this"
 
@@ -141,6 +148,14 @@ def test_a_server_of_other_tokens(made: Path, stub: Stub) -> None:
         run(made, stub, "others")
 
 
+def test_a_server_of_some_other_tokens(made: Path, stub: Stub) -> None:
+    """One letter in about twelve: a tokenizer that shares most of its tokens."""
+    spell = stub.spell
+    stub.spell = lambda token: "zebra" if spell(token).strip() == "a" else spell(token)
+    with pytest.raises(InputError, match=r"token \d+ is 'zebra' there and 'a' in the student's tokenizer"):
+        run(made, stub, "some")
+
+
 def test_a_server_that_is_gone_can_be_gone_on_with(made: Path, stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     monkeypatch.setattr("preceptor.teachers.store_files._PATIENCE", -1.0)
@@ -160,13 +175,147 @@ def test_a_server_that_is_gone_can_be_gone_on_with(made: Path, stub: Stub, monke
 
 
 def test_a_redirect_is_not_followed(made: Path, stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The key would go to another host."""
+    """The key would go to another host. 302 is what urllib follows for a POST; the other server hears nothing."""
     monkeypatch.setenv("KEY_OF_TEST", KEY)
-    stub.fails = [(307, {"to": "http://127.0.0.1:9/v1/completions"})] * 100
-    with pytest.raises(InputError, match=r"refuses a row of \d+ tokens \(307"):
-        run(made, stub, "redirected", teacher={"key_env": "KEY_OF_TEST"})
+    with serving(Stub(stub.model, stub.spell)) as other:
+        stub.fails = [(302, {"to": f"{other.url}/completions"})] * 100
+        with pytest.raises(InputError, match=r"sends requests on to another address \(302\), which would be given"):
+            run(made, stub, "redirected", teacher={"key_env": "KEY_OF_TEST"})
+        assert other.heard == 0
+    assert stub.heard > 0
 
 
 def test_a_key_that_is_not_set(made: Path, stub: Stub) -> None:
-    with pytest.raises(InputError, match=r"stages.st.teacher.key_env: NO_SUCH_KEY is not set; export NO_SUCH_KEY"):
+    words = r"stages.st.teacher.key_env: the environment variable NO_SUCH_KEY is not set; run `export NO_SUCH_KEY="
+    with pytest.raises(InputError, match=words):
         run(made, stub, "keyless", teacher={"key_env": "NO_SUCH_KEY"})
+    assert not stub.asked
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("", "the environment variable KEY_OF_TEST is not set"),
+        (" \n", "the environment variable KEY_OF_TEST is not set"),
+        (f"{KEY}\nX-Other: 1", "what the environment variable KEY_OF_TEST holds can be no key"),
+        (f"{KEY}\u00e9", "what the environment variable KEY_OF_TEST holds can be no key"),
+    ],
+)
+def test_a_key_that_no_header_can_hold(
+    made: Path, stub: Stub, value: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEY_OF_TEST", value)
+    with pytest.raises(InputError, match=words) as error:
+        run(made, stub, "unkeyed", teacher={"key_env": "KEY_OF_TEST"})
+    assert "no-one" not in str(error.value)
+    assert not stub.asked
+    if value.strip():
+        with pytest.raises(InputError, match="is empty or holds signs that no header can hold") as error:
+            ServedTeacher(stub.url, "big", key=value)
+        assert "no-one" not in str(error.value)
+
+
+def test_a_line_end_after_the_key_is_no_part_of_it(made: Path, stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `export KEY="$(cat file)"` may leave it."""
+    monkeypatch.setenv("KEY_OF_TEST", f"{KEY}\n")
+    run(made, stub, "newline", teacher={"key_env": "KEY_OF_TEST"})
+    assert set(stub.keys) == {f"Bearer {KEY}"}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "words"),
+    [
+        ({"key_env": KEY}, r"teacher.key_env: is no name of an environment variable"),
+        ({"endpoint": "http://bob:pw-secret@127.0.0.1:9/v1"}, r"teacher.endpoint: the URL of 127.0.0.1 holds a user"),
+        ({"endpoint": "ftp://127.0.0.1/v1"}, r"teacher.endpoint: 'ftp://127.0.0.1/v1' is no URL of an endpoint"),
+    ],
+)
+def test_what_is_refused_of_a_served_teacher_before_anything_runs(
+    made: Path, stub: Stub, teacher: dict[str, Any], words: str
+) -> None:
+    stage = served(made, stub, "ahead", teacher=teacher).stages["st"]
+    assert isinstance(stage, StoreStage)
+    with pytest.raises(InputErrors, match=words) as error:
+        check_served(stage)
+    assert "secret" not in str(error.value)
+    assert KEY not in str(error.value)
+    with pytest.raises(InputErrors, match=words):
+        run(made, stub, "ahead", teacher=teacher)
+
+
+def test_a_server_that_repeats_the_key(made: Path, stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole or in pieces: in no message, and in no file."""
+    monkeypatch.setenv("KEY_OF_TEST", KEY)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    stub.fails = [(500, {"error": f"Bearer {KEY} is not {KEY[:14]}"})] * 100
+    with pytest.raises(RunFailed, match=r"does not answer \(500") as error:
+        run(made, stub, "echo", teacher={"key_env": "KEY_OF_TEST"})
+    assert "no-one" not in str(error.value)
+    files = [path for path in (made / "echo").rglob("*") if path.is_file()]
+    assert not [path for path in files if b"no-one-may" in path.read_bytes()]
+
+
+def test_an_address_in_a_variable_is_hashed_as_what_it_says(
+    made: Path, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def identity() -> str:
+        recipe = served(made, stub, "variable", teacher={"endpoint": "$SERVER_OF_TEST"})
+        return str(stage_identities(recipe, ["st"], Hashes(made / "none"))["st"]["identity"])
+
+    monkeypatch.setenv("SERVER_OF_TEST", stub.url)
+    here = identity()
+    done = run(made, stub, "variable", teacher={"endpoint": "$SERVER_OF_TEST"})
+    there = run(made, stub, "plain")
+    assert done["store"]["teacher"] == there["store"]["teacher"]
+    monkeypatch.setenv("SERVER_OF_TEST", "http://127.0.0.1:9/v1")
+    assert identity() != here
+
+
+def changed(stub: Stub, monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, Any]], object]) -> None:
+    """Lets the server change what it says of each position."""
+    answer = stub.answer
+
+    def answers(body: dict[str, Any], key: str | None) -> Reply:
+        status, reply = answer(body, key)
+        for said in reply["choices"][0]["prompt_logprobs"][1:]:
+            change(said)
+        return status, reply
+
+    monkeypatch.setattr(stub, "answer", answers)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3.0, "much", None, True, [-1.0]])
+def test_log_probabilities_that_are_none(
+    made: Path, stub: Stub, value: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    changed(stub, monkeypatch, lambda said: next(iter(said.values())).update(logprob=value))
+    with pytest.raises(RunFailed, match=r"as the log-probability of token '\d+', which is no log-probability"):
+        run(made, stub, f"no-{tmp_path.name}")
+
+
+def test_probabilities_that_sum_to_more_than_one(made: Path, stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed(stub, monkeypatch, lambda said: [each.update(logprob=-0.5) for each in said.values()])
+    with pytest.raises(RunFailed, match=r"sum to 3.64, and those of one distribution to no more than 1"):
+        run(made, stub, "more")
+
+
+def test_a_reply_that_is_cut_short_is_asked_for_again(made: Path, stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    stub.cut = 2
+    run(made, stub, "cut")
+    assert len(stub.asked) == 40 + 2
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd", "skew_kl"])
+@pytest.mark.parametrize("top", [0.0, -1e-9, 0.01])
+def test_a_certain_teacher_leaves_the_rest_a_little(divergence: Any, top: float) -> None:
+    """A server that rounds to 0.0: the loss of a student that is not certain is tens of nats, not 1e30."""
+    said = {str(token): {"logprob": top if token == 3 else -20.0} for token in (3, 5, 7)}
+    mode = TopMode(11, 1.0, 3)
+    stored = mode.unpack([(np.frombuffer(mode.pack(_taken([said] * 2, mode, "here")), np.uint8), 2)])
+    logits = torch.randn(2, 11, generator=torch.Generator().manual_seed(0))
+    chunk = HeadChunk(logits, torch.zeros(2, dtype=torch.int64), stored=stored)
+    value, grad = Logits(divergence=divergence).evaluate(chunk, True)
+    assert grad is not None
+    assert bool(((value >= 0) & (value < 25)).all())
+    assert bool((torch.isfinite(grad) & (grad.abs() < 25)).all())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -20,7 +21,7 @@ from preceptor.teachers import ModelTeacher
 from preceptor.teachers.store import Store, expect
 from preceptor.teachers.store_files import ShardWriter, clean, rows_of, write_manifest
 from preceptor.teachers.store_modes import SampleMode
-from preceptor.teachers.store_report import info, verify
+from preceptor.teachers.store_report import info, render_info, verify
 from preceptor.teachers.store_rows import row_key, target_digest, uniforms
 from preceptor.teachers.store_writer import StoredRow, store_batch
 
@@ -81,6 +82,25 @@ def test_what_is_read_is_what_the_teacher_says(name: str, tmp_path: Path, teache
             torch.testing.assert_close(shares.sum(-1), torch.ones(len(got)))
             # Stratified: no token's count is off by more than the two strata its interval ends in.
             assert float((shares - log_p.exp()).abs().max()) <= 2 / 50
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_entropy_and_draws_are_at_the_stores_temperature(
+    temperature: float, tmp_path: Path, teacher: torch.nn.Module
+) -> None:
+    store = Store(stores.write(tmp_path / "s", teacher, rows(), temperature=temperature))
+    for row in rows():
+        named = StoredRow.of(row)
+        if (place := store.find(*named.name)) is None:
+            continue
+        got = store.read([place])
+        assert isinstance(got, SampledTokens)
+        with torch.no_grad():
+            ids = torch.from_numpy(row.input_ids.astype(np.int64))
+            log_p = (teacher(ids[None]).logits[0] / temperature).log_softmax(-1)[named.positions]
+        torch.testing.assert_close(got.entropy_N, -(log_p.exp() * log_p).sum(-1), atol=2e-3, rtol=0)
+        shares = torch.zeros(len(got), V).index_put_((got.index_U, got.token_U), got.share_U)
+        assert float((shares - log_p.exp()).abs().max()) <= 2 / 50
 
 
 @pytest.mark.parametrize("name", stores.MODES)
@@ -236,6 +256,41 @@ def test_another_version_another_format_and_no_manifest(tmp_path: Path, teacher:
         Store(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("value", [None, 5, -1, 2.5, True, "x", [], ["x"], [5], {}, {"sha256": 5}, {"x": {}}])
+def test_any_manifest_gives_a_sentence(value: Any, tmp_path: Path, teacher: torch.nn.Module) -> None:
+    """Each field in turn holding something else: read as it was meant, or refused; never a traceback."""
+    folder = finished(tmp_path / "s", teacher)
+    path = folder / "manifest.json"
+    whole = json.loads(path.read_text())
+    for text in (json.dumps(value).encode(), b"[" * 100_000, b"\xff", b"", b'{"format": NaN}'):
+        path.write_bytes(text)
+        with pytest.raises(InputError, match="is not that of a teacher store"):
+            info(folder)
+    for field in whole:
+        path.write_text(json.dumps({**whole, field: value}))
+        with contextlib.suppress(InputError):
+            render_info(info(folder))
+            verify(folder)
+    first = next(iter(whole["shards"]))
+    for shards in ({first: value}, {f"../{first}": whole["shards"][first]}):
+        path.write_text(json.dumps({**whole, "shards": shards}))
+        with pytest.raises(InputError, match=r"its manifest.json is damaged \(of shard '.*' it says "):
+            verify(folder)
+
+
+def test_verify_compares_what_shards_hold_with_the_manifest(tmp_path: Path, teacher: torch.nn.Module) -> None:
+    folder = finished(tmp_path / "s", teacher)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    name = "000-00001.safetensors"
+    shards = {**manifest["shards"], name: {**manifest["shards"][name], "rows": 9}}
+    edited(folder, shards=shards, rows=manifest["rows"] + 9 - manifest["shards"][name]["rows"])
+    with pytest.raises(InputError, match=rf"{name} holds 2 rows with \d target positions, and manifest.json says 9 "):
+        verify(folder)
+    edited(folder, shards=manifest["shards"], rows=manifest["rows"], seed=5)
+    with pytest.raises(InputError, match=r"000-00000.safetensors is of another store than manifest.json describes"):
+        verify(folder)
+
+
 @pytest.mark.parametrize(
     ("field", "wanted", "words"),
     [
@@ -289,16 +344,56 @@ def test_a_stopped_writer_goes_on_after_the_last_whole_shard(tmp_path: Path, tea
     other = stores.write(tmp_path / "other", teacher, rows(), seed=1) / "000-00000.safetensors"
     other.rename(folder / "007-00000.safetensors")
     (folder / "001-00009.safetensors").write_bytes((folder / "001-00000.safetensors").read_bytes()[:-1])
-    write_manifest(folder, stores.IDENTITY, first)
-    kept = clean(folder, stores.IDENTITY)
+    said: list[str] = []
+    kept = clean(folder, stores.IDENTITY, said.append)
     assert kept == first
-    assert {path.name for path in folder.iterdir()} == set(first)
+    assert said == [
+        "001-00009.safetensors is not what was written (its SHA-256 differs); its rows are written again",
+        "1 shards of another job (another teacher, data or setting) are removed",
+    ]
+    assert {path.name for path in folder.iterdir()} == {*first, "000.journal"}
     done = rows_of(folder, kept)
     assert done == {row.name for batch in batches[:2] for row in batch}
     second = write(batches[2:], rank=1)
     assert not set(first) & set(second)
+    assert clean(folder, stores.IDENTITY) == kept | second
     write_manifest(folder, stores.IDENTITY, kept | second)
+    assert not list(folder.glob("*.journal"))
     assert content(folder) == whole
+    # Killed before its stage was recorded: the manifest is what knows the shards.
+    assert clean(folder, stores.IDENTITY) == kept | second
+    assert clean(folder, stores.IDENTITY) == kept | second
+
+
+@pytest.mark.parametrize("finished_before", [False, True])
+def test_damage_while_it_was_stopped_is_written_again(
+    tmp_path: Path, teacher: torch.nn.Module, finished_before: bool
+) -> None:
+    """A flipped byte would otherwise be given a checksum of its own."""
+    folder = finished(tmp_path / "s", teacher)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    if not finished_before:
+        hashes = {name: facts["sha256"] for name, facts in manifest["shards"].items()}
+        (folder / "000.journal").write_text(json.dumps(hashes))
+        (folder / "manifest.json").unlink()
+    (folder / "notes").mkdir()
+    flip(folder / "000-00001.safetensors")
+    said: list[str] = []
+    kept = clean(folder, stores.IDENTITY, said.append)
+    assert sorted(kept) == ["000-00000.safetensors", "000-00002.safetensors", "000-00003.safetensors"]
+    assert said == ["000-00001.safetensors is not what was written (its SHA-256 differs); its rows are written again"]
+    assert not (folder / "000-00001.safetensors").exists()
+
+
+def test_a_teacher_that_moved_is_the_same_job(tmp_path: Path, teacher: torch.nn.Module) -> None:
+    folder = finished(tmp_path / "s", teacher)
+    moved = {**stores.IDENTITY, "teacher": {**stores.IDENTITY["teacher"], "model": "elsewhere"}}
+    said: list[str] = []
+    assert len(clean(folder, moved, said.append)) == 4
+    assert not said
+    other = {**stores.IDENTITY, "teacher": {**stores.IDENTITY["teacher"], "sha256": "dd" * 32}}
+    assert not clean(folder, other, said.append)
+    assert said == ["4 shards of another job (another teacher, data or setting) are removed"]
 
 
 def test_info_counts_everything(tmp_path: Path, teacher: torch.nn.Module) -> None:
@@ -315,6 +410,14 @@ def test_logits_that_are_not_finite_are_not_stored(tmp_path: Path) -> None:
         broken.lm_head.weight[3] = torch.nan
     with pytest.raises(RuntimeError, match="its logits are not finite"):
         stores.write(tmp_path / "s", broken, rows())
+
+
+@pytest.mark.parametrize("name", stores.MODES)
+def test_a_distribution_of_no_token_is_not_stored(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tokens excluded: no logit is too large, and no probability is a number."""
+    monkeypatch.setattr("preceptor.signals.Head.logits", lambda self, hidden: torch.full((len(hidden), V), -torch.inf))
+    with pytest.raises(RuntimeError, match="its predictions are no numbers"):
+        stores.write(tmp_path / "s", toys.llama(1), rows(), **stores.MODES[name])
 
 
 def test_sampled_tokens_of_one_row_are_where_they_belong() -> None:
