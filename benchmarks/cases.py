@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -95,14 +96,13 @@ def sft(shape: Shape) -> Step:
     return step
 
 
-def _ours(shape: Shape, *, attention: bool) -> Step:
-    from preceptor.objective import Attention, Logits, Objective
+def ours(shape: Shape, teacher: Any, terms: list[Any]) -> Step:
+    """One forward and backward pass of our terms, the teacher's signal included."""
+    from preceptor.objective import Objective
     from preceptor.signals import TokenBatch
-    from preceptor.teachers import ModelTeacher
 
     student = shape.student()
-    teacher = ModelTeacher(shape.teacher())
-    objective = Objective([Logits(), Attention()] if attention else [Logits()])
+    objective = Objective(terms)
     objective.prepare(student, teacher)
     input_ids, labels = shape.tokens()
     target_mask = torch.zeros_like(input_ids, dtype=torch.bool)
@@ -128,12 +128,18 @@ def _ours(shape: Shape, *, attention: bool) -> Step:
 
 def prediction(shape: Shape) -> Step:
     """Our logit term, forward KL, teacher included."""
-    return _ours(shape, attention=False)
+    from preceptor.objective import Logits
+    from preceptor.teachers import ModelTeacher
+
+    return ours(shape, ModelTeacher(shape.teacher()), [Logits()])
 
 
 def prediction_attention(shape: Shape) -> Step:
     """Our logit and attention terms, teacher included."""
-    return _ours(shape, attention=True)
+    from preceptor.objective import Attention, Logits
+    from preceptor.teachers import ModelTeacher
+
+    return ours(shape, ModelTeacher(shape.teacher()), [Logits(), Attention()])
 
 
 def trl_dense(shape: Shape) -> Step:

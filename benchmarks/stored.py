@@ -24,10 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from cases import IGNORED, Shape, Step, sft
+from cases import IGNORED, Shape, Step, ours, sft
 from preceptor.data.chat import EncodedRow
-from preceptor.objective import Logits, Objective
-from preceptor.signals import TokenBatch
+from preceptor.objective import Logits
 from preceptor.teachers import ModelTeacher, StoredTeacher
 from preceptor.teachers.store_files import ShardWriter, write_manifest
 from preceptor.teachers.store_modes import mode_of
@@ -88,27 +87,7 @@ def written(folder: Path, shape: Shape, case: str) -> dict[str, Any]:
 
 def from_store(folder: Path, shape: Shape) -> Step:
     """One forward and backward pass with the logits term from the store."""
-    student, teacher = shape.student(), StoredTeacher(folder / "store")
-    objective = Objective([Logits()])
-    objective.prepare(student, teacher)
-    input_ids, labels = shape.tokens()
-    target_mask = torch.zeros_like(input_ids, dtype=torch.bool)
-    target_mask[:, :-1] = labels[:, 1:] != IGNORED
-
-    def step() -> None:
-        batch = TokenBatch(
-            input_ids=input_ids,
-            attention_mask=torch.ones_like(input_ids),
-            position_ids=torch.arange(shape.S).expand(shape.B, -1),
-            segment_ids=torch.zeros_like(input_ids),
-            target_mask=target_mask,
-            routes=torch.zeros(shape.B, dtype=torch.int64),
-        )
-        with objective.listening():
-            (objective(student, batch, teacher(batch, objective.needs)).loss / target_mask.sum()).backward()
-        student.zero_grad()
-
-    return step
+    return ours(shape, StoredTeacher(folder / "store"), [Logits()])
 
 
 def measure(shape: Shape, case: str, rounds: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 from preceptor.evaluation.alpaca_eval.annotating import TOP_LOGPROBS
 from preceptor.evaluation.alpaca_eval.benchmark import evaluate_alpaca_eval, read_alpaca_eval_files
 from preceptor.evaluation.alpaca_eval.outputs import answer_alpaca_eval
+from preceptor.evaluation.answering import Answered
 from preceptor.evaluation.chat_prompts import check_can_answer
 from preceptor.evaluation.chats import Advance, Answer, ChatRequest
 from preceptor.evaluation.endpoint import Endpoint
@@ -33,17 +34,37 @@ Log = Callable[[str], None]
 _Suite = TypeVar("_Suite", MtBenchSpec, AlpacaEvalSpec, TasksSpec)
 
 
-class _MtBench:
-    """MT-Bench in one stage: its files, its judge, and the answers so far."""
+class _Judged:
+    """A suite whose answers a judge grades: where they are, and what to be wary of in them."""
+
+    turns: int
+    """Questions in one conversation."""
+
+    def __init__(self, judge: Endpoint | None) -> None:
+        self.judge = judge
+        self.answered: dict[str, Path] = {}
+        self.notes: list[str] = []
+
+    def keep(self, name: str, path: Path, given: Answered) -> None:
+        """Takes note of one model's answers."""
+        self.answered[name] = path
+        self.notes += given.warnings()
+
+    def noted(self, found: dict[str, Any]) -> dict[str, Any]:
+        """The suite's scores with the notes among their warnings."""
+        return {**found, "warnings": [*found["warnings"], *self.notes]}
+
+
+class _MtBench(_Judged):
+    """MT-Bench in one stage."""
 
     turns = 2
 
     def __init__(self, spec: MtBenchSpec, models: Sequence[str], judge: Endpoint | None, where: str) -> None:
-        self.spec, self.judge = spec, judge
+        super().__init__(judge)
+        self.spec = spec
         self.files = read_mt_bench_files(spec, models, where=f"{where}.")
         temperatures_of(self.files.questions, spec)  # refuses those of unknown categories
-        self.answered: dict[str, Path] = {}
-        self.notes: list[str] = []
 
     def check_judge(self) -> None:
         if self.judge is not None:
@@ -57,26 +78,22 @@ class _MtBench:
     def answer(self, name: str, writer: _Writer | _Served, context: StageContext, log: Log) -> None:
         path = context.directory / "mt_bench" / "model_answer" / f"{name}.jsonl"
         writer.batch_size = self.spec.batch_size
-        given = answer_mt_bench(self.files.questions, writer, self.spec, path, context.seed, log)
-        self.answered[name] = path
-        self.notes += given.warnings()
+        self.keep(name, path, answer_mt_bench(self.files.questions, writer, self.spec, path, context.seed, log))
 
     def score(self, directory: Path, **shared: Any) -> dict[str, Any]:
         folder = directory / "mt_bench"
-        found = evaluate_mt_bench(self.spec, self.files, self.answered, folder, judge=self.judge, **shared)
-        return {**found, "warnings": [*found["warnings"], *self.notes]}
+        return self.noted(evaluate_mt_bench(self.spec, self.files, self.answered, folder, judge=self.judge, **shared))
 
 
-class _AlpacaEval:
-    """AlpacaEval in one stage: its files, its judge, and the answers so far."""
+class _AlpacaEval(_Judged):
+    """AlpacaEval in one stage."""
 
     turns = 1
 
     def __init__(self, spec: AlpacaEvalSpec, models: Sequence[str], judge: Endpoint | None, where: str) -> None:
-        self.spec, self.judge = spec, judge
+        super().__init__(judge)
+        self.spec = spec
         self.files = read_alpaca_eval_files(spec, models, where=f"{where}.")
-        self.answered: dict[str, Path] = {}
-        self.notes: list[str] = []
 
     def check_judge(self) -> None:
         if self.judge is not None:
@@ -91,21 +108,20 @@ class _AlpacaEval:
     def answer(self, name: str, writer: _Writer | _Served, context: StageContext, log: Log) -> None:
         path = context.directory / "alpaca_eval" / file_name(name) / "model_outputs.json"
         writer.batch_size = self.spec.batch_size
-        given = answer_alpaca_eval(self.files.instructions, writer, self.spec, path, context.seed, log)
-        self.answered[name] = path
-        self.notes += given.warnings()
+        self.keep(name, path, answer_alpaca_eval(self.files.instructions, writer, self.spec, path, context.seed, log))
 
     def score(self, directory: Path, **shared: Any) -> dict[str, Any]:
         folder = directory / "alpaca_eval"
-        found = evaluate_alpaca_eval(self.spec, self.files, self.answered, folder, judge=self.judge, **shared)
-        return {**found, "warnings": [*found["warnings"], *self.notes]}
+        return self.noted(
+            evaluate_alpaca_eval(self.spec, self.files, self.answered, folder, judge=self.judge, **shared)
+        )
 
 
 class Suites:
     """The suites of one stage: their files are read and fit together, and no model is loaded yet.
 
     Raises:
-        InputError: a file that is not what it should be, a key that is not in the environment, an unknown task.
+        InputError: a file that is not what it should be, a key that is not in the environment.
     """
 
     def __init__(self, spec: EvaluateStage, context: StageContext) -> None:
@@ -121,11 +137,9 @@ class Suites:
             alpaca, where = self._resolved("alpaca_eval", spec.alpaca_eval), f"{self.where}.alpaca_eval"
             self.judged["alpaca_eval"] = _AlpacaEval(alpaca, names, self._judge(alpaca, where), where)
         self.tasks = None if spec.tasks is None else self._resolved("tasks", spec.tasks)
-        if self.tasks is not None:
-            check_tasks(self.tasks, where=f"{self.where}.tasks")
         self.served = {name: self._endpoint(each, f"{self.where}.models.{name}") for name, each in spec.served.items()}
-        for name, model in spec.named.items():
-            resolved = context.resolve_model(model)
+        self.models = {name: context.resolve_model(model) for name, model in spec.named.items()}
+        for name, resolved in self.models.items():
             if all(Path(path).is_dir() for path in (resolved.path, resolved.adapter) if path is not None):
                 for suite in self.judged.values():
                     check_can_answer(resolved, name=name, turns=suite.turns, max_new_tokens=suite.spec.max_new_tokens)
@@ -154,8 +168,7 @@ class Suites:
         for endpoint in self.served.values():
             endpoint.check()
         if self.tasks is not None:
-            models = {name: self.context.resolve_model(model) for name, model in self.spec.named.items()}
-            check_tasks(self.tasks, where=f"{self.where}.tasks", data=True, models=models)
+            check_tasks(self.tasks, where=f"{self.where}.tasks", data=True, models=self.models)
         if self.judged:
             self._answer()
         reference = self.spec.name_of(self.spec.reference)
@@ -165,17 +178,16 @@ class Suites:
             for name, suite in self.judged.items()
         }
         if self.tasks is not None:
-            models = {name: self.context.resolve_model(model) for name, model in self.spec.named.items()}
             found["tasks"] = run_tasks(
-                models, self.tasks, directory=self.context.directory, where=f"{self.where}.tasks", **shared
+                self.models, self.tasks, directory=self.context.directory, where=f"{self.where}.tasks", **shared
             )
         return found
 
     def _answer(self) -> None:
         """Has every model answer what all suites ask; a local one is gone before the next is loaded."""
         reference = None if self.spec.reference is None else self.context.resolve_model(self.spec.reference)
-        for name, model in self.spec.named.items():
-            writer = _Writer(name, self.context.resolve_model(model), reference, self.log)
+        for name, model in self.models.items():
+            writer = _Writer(name, model, reference, self.log)
             for suite in self.judged.values():
                 suite.answer(name, writer, self.context, self.log)
             del writer
@@ -197,9 +209,9 @@ class Suites:
         """`spec` with the absolute paths of its files."""
         changes: dict[str, Any] = {}
         for (owner, key, *rest), text in self.spec.files.items():
-            path = self.context.resolve_file(text)
             if owner != suite:
                 continue
+            path = self.context.resolve_file(text)
             if not rest:
                 changes[str(key)] = path
             elif isinstance(getattr(spec, str(key)), dict):
@@ -235,8 +247,10 @@ def check_suites(context: StageContext) -> None:
     """Makes sure, before any stage runs, that the files of an `evaluate` stage's suites are there and fit together.
 
     Raises:
-        InputError: see `Suites`.
+        InputError: see `Suites`; an unknown task.
     """
     spec = context.recipe.stages[context.name]
     assert isinstance(spec, EvaluateStage)
-    Suites(spec, context)
+    suites = Suites(spec, context)
+    if suites.tasks is not None:  # here alone: looking names up in the harness takes seconds
+        check_tasks(suites.tasks, where=f"{suites.where}.tasks")

@@ -24,6 +24,7 @@ from preceptor.models.tokenizers import train_tokenizer
 from preceptor.plan import plan, render
 from preceptor.recipe import Recipe, parse_recipe
 from preceptor.runs import run
+from preceptor.stages import suites
 
 TEXT = "User: Assistant:\n\nabcdefghijklmnopqrstuvwxyz 0123456789."
 
@@ -144,12 +145,12 @@ def test_a_plan_tells_what_will_be_asked(folder: Path) -> None:
     with StubEndpoint() as stub:
         made = plan(recipe(folder, stub, "planned"), log=silent)
         assert stub.requests == []
-    suites = made["stages"]["scores"]["suites"]
-    assert suites == {
+    asked = made["stages"]["scores"]["suites"]
+    assert asked == {
         "mt_bench": f"2 questions, 4 turns, 2 models answer; org/judge at {stub.url} is asked 8 times",
         "alpaca_eval": f"3 instructions, 2 models answer; org/judge at {stub.url} is asked 6 times",
     }
-    assert f"  mt_bench: {suites['mt_bench']}" in render(made).splitlines()
+    assert f"  mt_bench: {asked['mt_bench']}" in render(made).splitlines()
     assert not (folder / "runs" / "planned").exists()
 
 
@@ -301,3 +302,22 @@ def test_data_that_a_task_file_names_is_part_of_the_stage(folder: Path, tmp_path
     assert identity(made) == before
     data.write_text('[{"q": "a", "a": "c"}]')
     assert identity(made) != before
+
+
+def test_the_seed_and_resamples_of_the_stage_reach_its_suites(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[int, int]] = []
+
+    def spied(real: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            given.append((named["seed"], named["resamples"]))
+            return real(*arguments, **named)
+
+        return call
+
+    for name in ("evaluate_mt_bench", "evaluate_alpaca_eval"):
+        monkeypatch.setattr(suites, name, spied(getattr(suites, name)))
+    with StubEndpoint() as stub:
+        stub.answer = judged
+        raw = {**recipe(folder, stub, "spied", resamples=123).written, "seed": 9}
+        run(parse_recipe(raw, folder=folder), log=silent)
+    assert given == [(9, 123), (9, 123)]
