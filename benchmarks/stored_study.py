@@ -2,10 +2,12 @@
 
     python benchmarks/stored_study.py --seeds 43 44
     PRECEPTOR_DATA=… python benchmarks/stored_study.py --study stories --steps 200
+    PRECEPTOR_DATA=… python benchmarks/stored_study.py --study shop --run runs/shop --steps 250
 
 `pocket`: the pocket study's first stage on predictions alone, measured on its clean test rows. Its teacher is nearly
 certain of most tokens. `stories`: the 260K TinyStories model follows the 3.3M one on stories that the teacher wrote,
-measured on others that it wrote; a real language model's distributions.
+measured on others that it wrote; a real language model's distributions. `shop`: stage 1 of recipes/shop.yaml, on
+predictions alone, with teacher and pre-trained student of a finished run of that recipe, measured on other rows.
 
 Both students have one start and see the same rows in the same order: one with the live teacher, one from a store of
 sampled tokens. Both are then measured against the live teacher, row by row; `ratio` is the stored student's KL over the
@@ -15,6 +17,7 @@ live one's, with a 95 % bootstrap interval over rows. Rows go to benchmarks/out/
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
 import sys
@@ -40,7 +43,8 @@ from preceptor.recipe import ModelSpec, parse_recipe
 from preceptor.signals import TokenBatch
 from preceptor.teachers import ModelTeacher
 
-OUT = Path(__file__).parent / "out"
+REPOSITORY = Path(__file__).parents[1]
+OUT = REPOSITORY / "benchmarks/out"
 
 
 def pocket(folder: Path, seed: int, steps: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -86,15 +90,49 @@ def stories(folder: Path, seed: int, steps: int) -> tuple[dict[str, Any], dict[s
     return {"name": f"stories-{seed}", "seed": seed, "data": data, **again, "stages": {"live": live}}, teacher
 
 
+def shop(folder: Path, seed: int, steps: int, finished: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """As `pocket`: the general rows of the real shop study in its shares, 1,000 of them kept for measuring."""
+    recipe = yaml.safe_load((REPOSITORY / "recipes/shop.yaml").read_text())
+    drawn = np.random.default_rng(seed)
+    rows: list[dict[str, Any]] = []
+    for name, count in (("t0", 7200), ("dolly", 900), ("alpaca", 900)):
+        data = recipe["data"][name]
+        path = Path(os.path.expandvars(data["path"]))
+        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+            read = [json.loads(line) for line in file]
+        tasks = data.get("where", {}).get("task")
+        found = [{"messages": row["messages"]} for row in read if tasks is None or row["task"] in tasks]
+        rows += [found[i] for i in drawn.permutation(len(found))[:count]]
+    rows = [rows[i] for i in drawn.permutation(len(rows))]
+    for name, part in (("test", rows[:1000]), ("public", rows[1000:])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    teacher = {"path": str((finished / "teacher/model").resolve())}
+    live = {
+        **recipe["stages"]["kd"],
+        "student": str((finished / "pretrained_small/model").resolve()),
+        "teacher": teacher,
+        "data": "public",
+        "objective": [{"kind": "logits"}],
+    }
+    live["training"] = {**live["training"], "max_steps": steps, "save_strategy": "no"}
+    data = {"public": {"path": "public.jsonl", "test": "test.jsonl"}}
+    again = {"overlap": {"drop_from": "public"}}
+    return {"name": f"shop-{seed}", "seed": seed, "data": data, **again, "stages": {"live": live}}, teacher
+
+
 def run(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Runs a recipe in `folder`."""
     whole = {**recipe, "runs_dir": str(folder / "runs")}
     return preceptor.run(parse_recipe(whole, folder=folder), log=lambda line: print(line, file=sys.stderr, flush=True))
 
 
-def study(name: str, folder: Path, seed: int, steps: int, draws: int) -> dict[str, Any]:
+def study(name: str, folder: Path, seed: int, steps: int, draws: int, finished: Path | None) -> dict[str, Any]:
     """Runs one seed; returns KL per target of both students, their ratio with its interval, and what the store took."""
-    recipe, teacher = {"pocket": pocket, "stories": stories}[name](folder, seed, steps)
+    if name == "shop":
+        assert finished is not None
+        recipe, teacher = shop(folder, seed, steps, finished)
+    else:
+        recipe, teacher = {"pocket": pocket, "stories": stories}[name](folder, seed, steps)
     live = recipe["stages"]["live"]
     live["training"]["logging_steps"] = 50
     store = {
@@ -148,22 +186,28 @@ def ratio(
 def main() -> None:
     """Run the seeds, print the table, write the rows."""
     parser = argparse.ArgumentParser(description="A student of a store against one of the live teacher.")
-    parser.add_argument("--study", choices=("pocket", "stories"), default="pocket")
+    parser.add_argument("--study", choices=("pocket", "stories", "shop"), default="pocket")
+    parser.add_argument("--run", type=Path, help="study shop: the directory of a finished run of recipes/shop.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[43, 44])
     parser.add_argument(
-        "--steps", type=int, default=500, help="optimiser steps of 64 rows, or 16 stories (default 500)"
+        "--steps",
+        type=int,
+        default=500,
+        help="optimiser steps of 64 rows, 16 stories or 32 rows of the shop (default 500)",
     )
     parser.add_argument("--draws", type=int, default=50)
     parser.add_argument("--threads", type=int, help="torch threads (default: one per core)")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
+    if args.study == "shop" and args.run is None:
+        parser.error("--study shop needs --run, the directory of a finished run of recipes/shop.yaml")
     if args.threads:
         torch.set_num_threads(args.threads)
     rows = []
     for seed in args.seeds:
         begun = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
-            found = study(args.study, Path(folder), seed, args.steps, args.draws)
+            found = study(args.study, Path(folder), seed, args.steps, args.draws, args.run)
         rows.append({**found, "study": args.study, "steps": args.steps})
         rows[-1]["seconds"] = round(time.monotonic() - begun, 1)
         print(json.dumps(rows[-1]), flush=True)

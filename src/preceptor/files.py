@@ -21,6 +21,7 @@ from preceptor.errors import InputError
 MANIFEST = "manifest.json"
 STORE_FORMAT = "preceptor teacher store"
 _BLOCK = 1 << 20  # bytes read at once when hashing
+_UNFINISHED = ".unfinished"
 
 
 def sha256_file(path: str | Path) -> str:
@@ -67,7 +68,7 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
-    handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_UNFINISHED, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
@@ -79,6 +80,11 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
         Path(aside).unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def interrupted_writes(folder: Path) -> list[Path]:
+    """What `write_atomic` left in `folder` when its process was killed; nobody will ever finish or read them."""
+    return list(folder.glob(f".*{_UNFINISHED}"))
 
 
 def publish_directory(aside: Path, final: Path) -> None:

@@ -50,6 +50,7 @@ _IGNORED_KEYS = frozenset(
         "enable_jit_checkpoint",
         "eval_accumulation_steps",
         "fsdp",
+        "fsdp_config",
         "include_for_metrics",
         "include_num_input_tokens_seen",
         "local_rank",
@@ -64,6 +65,9 @@ _IGNORED_KEYS = frozenset(
         "restore_callback_states_from_checkpoint",
         "run_name",
         "skip_memory_metrics",
+        "torch_compile",
+        "torch_compile_backend",
+        "torch_compile_mode",
         "torch_empty_cache_steps",
         "trackio_space_id",
         "use_cpu",
@@ -203,8 +207,8 @@ def _spec_document(recipe: Recipe, name: str) -> dict[str, Any]:
             continue
         if isinstance(model, list):  # of a route's only teacher
             model = model[0]["model"]
-        for place in ("path", "revision", "adapter", "device_map"):
-            model.pop(place)
+        for place in ("path", "revision", "adapter", "device_map", "sharded"):
+            model.pop(place, None)
     if spec["kind"] in ("generate", "evaluate", "store"):
         spec.pop("batch_size")
     if spec["kind"] == "store":
@@ -273,7 +277,8 @@ class _Inputs:
         if isinstance(stage, TrainingStage):
             for setting in _FILE_KEYS:
                 if isinstance(value := stage.training.get(setting), str):
-                    inputs[f"training.{setting}"] = self._training_file(f"stages.{self.name}.training.{setting}", value)
+                    content = self._training_file(f"stages.{self.name}.training.{setting}", value)
+                    inputs |= {} if setting in _IGNORED_KEYS else {f"training.{setting}": content}
         return inputs
 
     def _training_file(self, where: str, text: str) -> str | None:

@@ -27,7 +27,7 @@ import yaml
 
 from preceptor import __version__, distributed
 from preceptor.errors import InputError, InputErrors, RunFailed, did_you_mean
-from preceptor.files import json_text, move_aside, write_atomic
+from preceptor.files import interrupted_writes, json_text, move_aside, write_atomic
 from preceptor.identity import Hashes, differences, stage_identities
 from preceptor.lock import RunLock
 from preceptor.recipe import Recipe
@@ -151,11 +151,17 @@ def stage_state(directory: Path, document: dict[str, Any]) -> StageState:
     if (directory / STAGE_FILE).exists():
         result = _read(directory / STAGE_FILE)
         return StageState(result, _changes(result, document))
-    if all(file.name in _LEFTOVERS for file in directory.iterdir()):
+    if not _work(directory):
         return StageState(None, [])
     if not (directory / STARTED_FILE).exists():
         return StageState(None, [], foreign=True)
     return StageState(None, _changes(_read(directory / STARTED_FILE), document))
+
+
+def _work(directory: Path) -> list[Path]:
+    """The files and folders in a stage's directory that are of use, if it has got anywhere."""
+    spare = set(interrupted_writes(directory))
+    return [each for each in directory.iterdir() if each.name not in _LEFTOVERS and each not in spare]
 
 
 def _changes(old: dict[str, Any], document: dict[str, Any]) -> list[str]:
@@ -229,8 +235,10 @@ def _write_recipe(recipe: Recipe, directory: Path) -> None:
 def _execute(recipe: Recipe, name: str, directory: Path, document: dict[str, Any], log: Log) -> dict[str, Any]:
     """Runs one stage and writes its stage.json, whose content it returns."""
     target = directory / name
-    resumed = target.exists() and any(file.name not in _LEFTOVERS for file in target.iterdir())
     target.mkdir(exist_ok=True)
+    for spare in interrupted_writes(target):
+        spare.unlink()
+    resumed = bool(_work(target))
     (target / "error.txt").unlink(missing_ok=True)
     write_atomic(target / STARTED_FILE, json_text({"format": 1, "stage": name, **document}))
     spec = recipe.stages[name]
