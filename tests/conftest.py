@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+# Triton reads this when it is imported: without a GPU, its kernels run in its interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # Toy tensors gain nothing from threads, and workers of pytest-xdist would fight over the cores.
 torch.set_num_threads(1)
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -41,6 +43,15 @@ class TargetPositions:
     @property
     def count(self) -> int:
         return self.flat_N.numel()
+
+    @cached_property
+    def on_host(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """`position_BR` and `start_BR` as int64 arrays of numpy: kernels cut their blocks by them.
+
+        Copied once per batch, and so that a device is waited for once and not for every block of every layer.
+        """
+        position_BR, start_BR = torch.stack((self.position_BR, self.start_BR)).cpu().numpy()
+        return position_BR, start_BR
 
 
 @dataclass(frozen=True)
@@ -140,11 +151,16 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
 
+    def scores(self, hidden_ND: Tensor) -> Tensor:
+        """[N, V] h Wᵀ + b in the weight's dtype; computed on the weight's device."""
+        weight = self.weight_VD
+        scores = torch.nn.functional.linear(hidden_ND.to(weight.device, weight.dtype), weight, self.bias_V)
+        return scores.to(hidden_ND.device)
+
     def logits(self, hidden_ND: Tensor) -> Tensor:
-        """[N, V] logits in the weight's dtype, upcast to at least float32; computed on the weight's device."""
-        device, weight = hidden_ND.device, self.weight_VD
-        logits = torch.nn.functional.linear(hidden_ND.to(weight.device, weight.dtype), weight, self.bias_V)
-        return self.shape_logits(logits.to(device, torch.promote_types(logits.dtype, torch.float32)))
+        """[N, V] logits of `scores`, upcast to at least float32."""
+        scores = self.scores(hidden_ND)
+        return self.shape_logits(scores.to(torch.promote_types(scores.dtype, torch.float32)))
 
     def first(self, tokens: int) -> Head:
         """The head of the first `tokens` entries of the vocabulary."""
@@ -158,6 +174,11 @@ class Head:
         return replace(
             self, weight_VD=self.weight_VD.clone(), bias_V=None if self.bias_V is None else self.bias_V.clone()
         )
+
+    def to(self, device: torch.device) -> Head:
+        """The head on another device."""
+        bias_V = None if self.bias_V is None else self.bias_V.to(device)
+        return replace(self, weight_VD=self.weight_VD.to(device), bias_V=bias_V)
 
     def shape_logits(self, logits: Tensor) -> Tensor:
         """Apply scale and soft-cap, in place."""

@@ -123,3 +123,28 @@ def test_the_logits_of_all_positions_are_never_held() -> None:
         anchor, _ = linear_loss(hidden, Head(weight), cross_entropy(label), 1, chunk_elements=10 * V)
         anchor.backward()
     assert largest <= hidden.numel() < 4000 * V
+
+
+def test_the_heads_gradient_is_summed_over_chunks_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(256, D, generator=generator).bfloat16()
+    weight = torch.randn(V, D, generator=generator).bfloat16().requires_grad_()
+    label = torch.randint(0, V, (256,), generator=generator)
+    anchor, _ = linear_loss(hidden, Head(weight), cross_entropy(label), 1, chunk_elements=V)
+    anchor.backward()
+    w = weight.detach().double().requires_grad_()
+    (2 * torch.nn.functional.cross_entropy(hidden.double() @ w.T, label, reduction="sum")).backward()
+    assert weight.grad is not None
+    assert w.grad is not None
+    # Summed in bfloat16 it is off by 1.1e-2.
+    assert float((weight.grad.double() - w.grad).norm() / w.grad.norm()) <= 4e-3
+
+
+def test_the_losss_scale_meets_a_float32_gradient_under_autocast() -> None:
+    hidden, weight, _, label = inputs(torch.float32)
+    found = []
+    for scale in (1.0, 1 / 3):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            anchor, _ = linear_loss(hidden, Head(weight), cross_entropy(label), 1)
+        found += torch.autograd.grad(anchor * scale, weight)
+    torch.testing.assert_close(found[1] * 3, found[0], rtol=1e-6, atol=0)

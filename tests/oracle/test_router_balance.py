@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import toys
 from oracle import routers
-from preceptor.models.router_taps import RouterCall, RouterShape
+from preceptor.models.calls import RouterCall
+from preceptor.models.router_taps import RouterShape
 from preceptor.objective import Attention, Logits, NextToken, Objective, RouterBalance
 from preceptor.objective.router_balance import Balance
 from preceptor.signals import TokenBatch

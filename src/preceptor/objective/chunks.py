@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from preceptor.objective.terms import HeadChunk, HeadTerm
-from preceptor.signals import Part
+from preceptor.signals import Head, Part
 
 
 def in_parts(parts: Sequence[Part], count: int, device: torch.device) -> Tensor:
@@ -56,6 +56,25 @@ class TermWeights:
         )
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Neighbouring target positions with one teacher, or with none."""
+
+    rows: slice
+    """Of all target positions."""
+    first: int
+    """The part's first target position."""
+    part: Part | None
+
+    @property
+    def in_part(self) -> slice:
+        return self.of(slice(self.first, None))
+
+    def of(self, rows: slice) -> slice:
+        """Where the piece is in `rows`."""
+        return slice(self.rows.start - rows.start, self.rows.stop - rows.start)
+
+
 class HeadLosses:
     """The head terms on one chunk of positions, which are in the order of the signal's parts."""
 
@@ -92,11 +111,7 @@ class HeadLosses:
 
     def __call__(self, logits_nV: Tensor, rows: slice, wants_grad: bool) -> tuple[Tensor, Tensor | None]:
         # Cut where the teacher changes.
-        found = [
-            self._piece(logits_nV, rows, max(first, rows.start), min(last, rows.stop), first, part, wants_grad)
-            for first, last, part in self.spans
-            if first < rows.stop and last > rows.start
-        ]
+        found = [self._piece(logits_nV[piece.of(rows)], piece, wants_grad) for piece in self.cut(rows)]
         if len(found) == 1:
             return found[0]
         values, grads = zip(*found, strict=True)
@@ -106,22 +121,30 @@ class HeadLosses:
         none = [logits_nV.new_zeros(value.shape[1], width) if g is None else g for value, g in zip(values, grads)]
         return torch.cat(values, 1), torch.cat(none)
 
-    def _piece(
-        self, logits_nV: Tensor, rows: slice, start: int, stop: int, first: int, part: Part | None, wants_grad: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        ours_nV, span = logits_nV[start - rows.start : stop - rows.start], slice(start, stop)
-        chunk = HeadChunk(ours_nV, self.label_N[span])
+    def cut(self, rows: slice) -> list[Piece]:
+        """The pieces of a chunk that have one teacher each, in order."""
+        return [
+            Piece(slice(max(first, rows.start), min(last, rows.stop)), first, part)
+            for first, last, part in self.spans
+            if first < rows.stop and last > rows.start
+        ]
+
+    def shared_head(self, head: Head, width: int) -> Head:
+        """A teacher's head, of the tokens it shares with a student whose head is `width` wide."""
+        return head.first(min(width, len(head.weight_VD), self.vocabulary or width))
+
+    def _piece(self, logits_nV: Tensor, piece: Piece, wants_grad: bool) -> tuple[Tensor, Tensor | None]:
+        chunk, part = HeadChunk(logits_nV, self.label_N[piece.rows]), piece.part
         if part is None:
-            return self._evaluate(span, chunk, 1.0, wants_grad)
+            return self._evaluate(piece.rows, chunk, 1.0, wants_grad)
         if part.stored is not None:
-            chunk.stored = part.stored.of(start - first, stop - first)
-            return self._evaluate(span, chunk, part.weight, wants_grad)
+            chunk.stored = part.stored.of(piece.in_part.start, piece.in_part.stop)
+            return self._evaluate(piece.rows, chunk, part.weight, wants_grad)
         assert part.head is not None
         assert part.hidden_ND is not None
-        tokens = min(logits_nV.shape[1], len(part.head.weight_VD), self.vocabulary or logits_nV.shape[1])
-        teacher_nV = part.head.first(tokens).logits(part.hidden_ND[start - first : stop - first])
-        chunk.teacher_logits_nV = teacher_nV.to(ours_nV.dtype)
-        return self._evaluate(span, chunk, part.weight, wants_grad)
+        teacher_nV = self.shared_head(part.head, logits_nV.shape[1]).logits(part.hidden_ND[piece.in_part])
+        chunk.teacher_logits_nV = teacher_nV.to(logits_nV.dtype)
+        return self._evaluate(piece.rows, chunk, part.weight, wants_grad)
 
     def _evaluate(self, rows: slice, chunk: HeadChunk, share: float, wants_grad: bool) -> tuple[Tensor, Tensor | None]:
         logits_nV = chunk.logits_nV

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from preceptor.errors import InputError
+from preceptor.kernels.fused import FusedDivergence
 from preceptor.objective import divergence
 from preceptor.objective.stored import sampled_kl, top_divergence, whole_teacher
 from preceptor.objective.terms import HeadChunk, HeadTerm
@@ -69,8 +70,12 @@ class Logits(HeadTerm):
             grad = None if grad is None else grad.mul_(self.temperature)
         return value, grad
 
+    def fused(self) -> FusedDivergence:
+        mixture = self.alpha if self.divergence == "skew_kl" else self.beta
+        return FusedDivergence(self.divergence, self.temperature, mixture)
+
     def _from_stored(self, chunk: HeadChunk, stored: Stored, wants_grad: bool) -> tuple[Tensor, Tensor | None]:
-        self._check_stored(stored, chunk.logits_nV.shape[1])
+        self.check_stored(stored, chunk.logits_nV.shape[1])
         student = chunk.student(self.temperature, stored.vocabulary)
         if isinstance(stored, SampledTokens):
             return sampled_kl(student, stored, wants_grad)
@@ -79,7 +84,7 @@ class Logits(HeadTerm):
         teacher = whole_teacher(stored.log_prob_NV, student.scaled_nV.dtype)
         return self._divergence(student, teacher, wants_grad)
 
-    def _check_stored(self, stored: Stored, width: int) -> None:
+    def check_stored(self, stored: Stored, width: int) -> None:
         if stored.temperature != self.temperature:
             raise InputError(
                 f"logits: temperature is {self.temperature:g} and the teacher was stored at {stored.temperature:g}; "

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from preceptor.kernels.fused import FusedCrossEntropy
 from preceptor.objective.terms import HeadChunk, HeadTerm
 
 
@@ -16,6 +17,9 @@ class NextToken(HeadTerm):
     """−log p_S(label); gradient p_S − onehot(label)."""
 
     name: ClassVar[str] = "next_token"
+
+    def fused(self) -> FusedCrossEntropy:
+        return FusedCrossEntropy()
 
     def evaluate(self, chunk: HeadChunk, wants_grad: bool) -> tuple[Tensor, Tensor | None]:
         student = chunk.student(1.0, chunk.logits_nV.shape[1])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from preceptor.errors import InputError
+from preceptor.kernels.fused import FusedCrossEntropy, FusedDivergence
 from preceptor.objective.divergence import Distribution
 from preceptor.stored_signals import Stored
 
@@ -51,6 +52,13 @@ class HeadTerm(Term):
 
         A gradient narrower than V is of the first tokens of the vocabulary, the rest being padding.
         """
+
+    def check_stored(self, stored: Stored, width: int) -> None:
+        """Raises InputError unless the term can be computed from `stored` on logits of `width` tokens."""
+
+    def fused(self) -> FusedDivergence | FusedCrossEntropy | None:
+        """What computes the same inside a fused kernel; None where nothing does."""
+        return None
 
 
 @dataclass

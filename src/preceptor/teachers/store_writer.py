@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from preceptor.data.collator import Collator
-from preceptor.kernels.linear_loss import CHUNK_ELEMENTS
+from preceptor.kernels.chunk_rows import CHUNK_ELEMENTS
 from preceptor.signals import Part, TokenBatch, Wanted
 from preceptor.teachers.model import ModelTeacher
 from preceptor.teachers.store_files import ShardWriter
