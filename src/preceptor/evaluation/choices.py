@@ -21,8 +21,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 from preceptor.data.chat import EncodedRow
 from preceptor.kernels.linear_loss import linear_loss
+from preceptor.models.calls import AttentionCall
 from preceptor.models.sampling import check_can_sample
-from preceptor.models.taps import AttentionCall, forward_observed
+from preceptor.models.taps import forward_observed
 from preceptor.objective import NextToken
 from preceptor.objective.terms import HeadChunk
 from preceptor.signals import Head
@@ -161,5 +162,5 @@ class _LabelLogProbs:
             self.value_T = linear_loss(hidden_BSD.flatten(0, 1)[self._flat_T], head, chunk, 1)[1][0]
         return hidden_BSD[..., :1]
 
-    def result(self) -> dict[str, Tensor]:
+    def result(self, output: Tensor) -> dict[str, Tensor]:
         return {}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
-from preceptor.models.taps import AttentionCall, attention_taps, forward_observed
+from preceptor.models.calls import AttentionCall
+from preceptor.models.opaque import CompiledObserver
+from preceptor.models.taps import attention_taps, forward_observed
 from preceptor.signals import AttentionScores, Head, TargetPositions, TokenBatch, Wanted
 
 
-class Recorder:
+class Recorder(CompiledObserver):
     """An observer that keeps what is wanted and lets no logits be made.
 
     `copy_head` is for a sharded model, whose head is whole only during its forward.
@@ -22,26 +26,34 @@ class Recorder:
         self.hidden_ND: Tensor | None = None
         self.head: Head | None = None
         self.attention: dict[int, AttentionScores] = {}
+        self.sees_attention = bool(wanted.attention_layers)
 
     def at_attention(self, call: AttentionCall, output: Tensor) -> Tensor:
-        if call.layer in self._wanted.attention_layers:
-            self.attention[call.layer] = scores_of(call, self._targets)
+        self.see_attention(call)
         return output
+
+    def see_attention(self, call: AttentionCall) -> None:
+        if call.layer in self._wanted.attention_layers:
+            scores = scores_of(call, self._targets)
+            # Keys that a model cuts from queries, keys and values in one would keep all of these.
+            part = scores.k_BGSD.untyped_storage().nbytes() > scores.k_BGSD.nbytes
+            self.attention[call.layer] = replace(scores, k_BGSD=scores.k_BGSD.clone()) if call.lent or part else scores
 
     def at_head(self, head: Head, hidden_BSD: Tensor) -> Tensor:
         if self._wanted.logits:
-            self.hidden_ND = hidden_BSD.flatten(0, 1)[self._targets.flat_N]
+            # A model on several devices has its layers elsewhere than its inputs.
+            self.hidden_ND = hidden_BSD.flatten(0, 1)[self._targets.flat_N.to(hidden_BSD.device)]
             self.head = head.copy() if self._copy_head else head
         return hidden_BSD[..., :1]
 
-    def result(self) -> dict[str, Tensor]:
+    def result(self, output: Tensor) -> dict[str, Tensor]:
         return {}
 
 
 def scores_of(call: AttentionCall, targets: TargetPositions) -> AttentionScores:
     """The scores of a tapped call, queries gathered at the target rows."""
     B, H, _, D = call.q_BHSD.shape
-    index = targets.position_BR[:, None, :, None].expand(B, H, -1, D)
+    index = targets.position_BR.to(call.q_BHSD.device)[:, None, :, None].expand(B, H, -1, D)
     return AttentionScores(call.q_BHSD.gather(2, index), call.k_BGSD, call.scale, call.window, call.softcap)
 
 

@@ -20,18 +20,10 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from preceptor.errors import InputError
-from preceptor.models.taps import AttentionCall, attention_taps, forward_observed, layer_observer, text_config
+from preceptor.models.calls import AttentionCall, RouterCall
+from preceptor.models.opaque import router_seen, traced
+from preceptor.models.taps import attention_taps, forward_observed, layer_observer, text_config
 from preceptor.signals import Head
-
-
-@dataclass(frozen=True)
-class RouterCall:
-    """One call of a router on n tokens: logits [n, E], weights of the chosen experts, and which they are [n, k]."""
-
-    router: nn.Module
-    logits_nE: Tensor
-    weights: Tensor
-    chosen_nk: Tensor
 
 
 class RouterObserver(ABC):
@@ -77,11 +69,16 @@ class RouterTaps:
             return
         self._covered.append(model)
         # A second hook on one router would count and inject twice.
-        routers = [each for each in _routers(model) if _tapped not in each._forward_hooks.values()]
+        routers = [each for each in routers_of(model) if _tapped not in each._forward_hooks.values()]
         self._handles += [router.register_forward_hook(_tapped) for router in routers]
 
 
 def _tapped(router: nn.Module, _: Any, output: Any) -> Any:
+    if torch.compiler.is_compiling():
+        seat = traced.seat
+        if seat is None or not seat.routers or not isinstance(output, tuple) or len(output) != 3:
+            return output
+        return output[0], router_seen(router, seat, *output), output[2]
     observer = layer_observer()
     if not isinstance(observer, RouterObserver) or not isinstance(output, tuple) or len(output) != 3:
         return output
@@ -89,7 +86,12 @@ def _tapped(router: nn.Module, _: Any, output: Any) -> Any:
     return logits, observer.at_router(RouterCall(router, logits, weights, chosen)), chosen
 
 
-def _routers(model: nn.Module) -> list[nn.Module]:
+def hook_for_good(router: nn.Module) -> None:
+    """The hook of a compiled router stays: graphs are not made anew for hooks that come and go."""
+    router.register_forward_hook(_tapped)
+
+
+def routers_of(model: nn.Module) -> list[nn.Module]:
     """The modules whose first output are router logits, as the architecture declares; none in a dense model."""
     declared = [
         getattr((module._can_record_outputs or {}).get("router_logits"), "target_class", None)
@@ -130,7 +132,7 @@ class _Probe(RouterObserver):
     def at_head(self, head: Head, hidden_BSD: Tensor) -> Tensor:
         return hidden_BSD[..., :1]
 
-    def result(self) -> dict[str, Tensor]:
+    def result(self, output: Tensor) -> dict[str, Tensor]:
         return {}
 
 
@@ -143,7 +145,7 @@ def tapped_routers(model: nn.Module) -> RouterShape:
             logits.
     """
     kind = type(getattr(model, "get_base_model", lambda: model)()).__name__
-    routers = _routers(model)
+    routers = routers_of(model)
     if not routers:
         raise InputError(
             f"router_balance: the student ({kind}) is dense and has no router; take a sparse student, such as a "
@@ -155,7 +157,7 @@ def tapped_routers(model: nn.Module) -> RouterShape:
     training = model.training
     model.eval()
     try:
-        with attention_taps(), taps.open():
+        with attention_taps(), taps.open(), torch.compiler.set_stance("force_eager"):
             taps.cover(model)
             forward_observed(model, model, {"input_ids": tokens, "use_cache": False}, probe)
     finally:

@@ -17,40 +17,28 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from preceptor.errors import InputError
+from preceptor.models.calls import AttentionCall
+from preceptor.models.offload import forward_attribute, working_device
+from preceptor.models.opaque import Seat, attention_seen
 from preceptor.signals import Head, LayerShape
 
-OBSERVER = "preceptor_observer"
-"""Keyword argument under which an observer travels through a model's forward to its attention functions."""
+SEAT = "preceptor_seat"
+"""Keyword argument under which an observer travels in its seat through a model's forward to its attention functions."""
 UNREADABLE = {"s_aux": "attention sinks", "position_bias": "a position bias"}
 """Keyword arguments of attention functions that queries and keys do not tell."""
 
 
-@dataclass(frozen=True)
-class AttentionCall:
-    """One call of an attention function: post-RoPE queries [B,H,S,D] and keys [B,G,S,D], and how they are used."""
-
-    layer: int
-    q_BHSD: Tensor
-    k_BGSD: Tensor
-    v_BGSD: Tensor
-    scale: float
-    window: int | None
-    softcap: float | None
-    unreadable: str | None = None
-    """What else decides the attention rows, so that queries and keys do not."""
-
-
 class Observer(Protocol):
-    """Sees the inside of one forward."""
+    """Sees the inside of one forward; that of a compiled model only where it is a `CompiledObserver` too."""
 
     def at_attention(self, call: AttentionCall, output: Tensor) -> Tensor:
         """Take what is wanted from `call`; return `output`, or an identity on it with another backward."""
@@ -58,8 +46,8 @@ class Observer(Protocol):
     def at_head(self, head: Head, hidden_BSD: Tensor) -> Tensor:
         """Stands in for the head's forward; the model passes the result on as if it were logits."""
 
-    def result(self) -> dict[str, Tensor]:
-        """What the model's forward returns."""
+    def result(self, output: Tensor) -> dict[str, Tensor]:
+        """What the model's forward returns; `output` is what `at_head` returned, as it came out of the head's hooks."""
 
 
 # --- the output head ------------------------------------------------------------------------------------------
@@ -78,12 +66,21 @@ def forward_observed(model: nn.Module, student: nn.Module, inputs: Mapping[str, 
     def head_forward(hidden_BSD: Tensor) -> Tensor:
         return observer.at_head(read_head(head, student), hidden_BSD)
 
+    outputs: list[Tensor] = []
+
     def student_forward(*args: Any, **kwargs: Any) -> dict[str, Tensor]:
         inner_forward(*args, **kwargs)
-        return observer.result()
+        assert outputs, "the model's forward did not call its output head"
+        return observer.result(outputs.pop())
 
-    with replaced(head, "forward", head_forward), replaced(student, "forward", student_forward):
-        return model(**inputs, **{OBSERVER: observer})
+    # ZeRO-3 gathers the head's weight for the backward when that comes through what its hook made of the output.
+    last = head.register_forward_hook(lambda module, given, output: outputs.append(output))
+    try:
+        # Inside the hooks that fetch the head's weight, where there are some.
+        with replaced(head, forward_attribute(head), head_forward), replaced(student, "forward", student_forward):
+            return model(**inputs, **{SEAT: Seat(observer)})
+    finally:
+        last.remove()
 
 
 def output_head(model: nn.Module) -> nn.Linear:
@@ -123,7 +120,16 @@ def _peft_head(model: nn.Module) -> Any:
 
 
 def read_head(head: nn.Linear, model: nn.Module) -> Head:
-    """The head with the scale and soft-cap that `model` applies to its logits (Cohere, Granite, Gemma 2)."""
+    """The head with the scale and soft-cap that `model` applies to its logits (Cohere, Granite, Gemma 2).
+
+    Raises:
+        InputError: when the weight is not whole inside the head's forward, as with tensor parallelism.
+    """
+    if isinstance(head.weight, DTensor):
+        raise InputError(
+            f"{type(model).__name__}: its output head is split over processes while it computes (tensor parallelism), "
+            "and the losses need whole rows of logits; load it without tp_plan, and share it out with fsdp or deepspeed"
+        )
     config = text_config(model)
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     return Head(head.weight, head.bias, scale, getattr(config, "final_logit_softcapping", None))
@@ -203,26 +209,43 @@ def _tapped(function: AttentionFunction) -> AttentionFunction:
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Any]:
-        observer: Observer | None = kwargs.pop(OBSERVER, None)
+        seat: Seat | None = kwargs.pop(SEAT, None)
+        if seat is not None:
+            query, key = _as_multiplied(query), _as_multiplied(key)
+        if torch.compiler.is_compiling():
+            if seat is not None and seat.attention:
+                key = attention_seen(module, seat, query, key, value, **_how(query, kwargs))
+            return function(module, query, key, value, *args, **kwargs)
+        observer: Observer | None = None if seat is None else seat.observer
         # Weakly: nothing of a step may outlive it.
         _running.observer = (lambda: None) if observer is None else weakref.ref(observer)
         output, maps = function(module, query, key, value, *args, **kwargs)
         if observer is None:
             return output, maps
-        scale = kwargs.get("scaling")
-        call = AttentionCall(
-            layer=int(module.layer_idx),  # type: ignore[arg-type]
-            q_BHSD=query,
-            k_BGSD=key,
-            v_BGSD=value,
-            scale=float(query.shape[-1] ** -0.5 if scale is None else scale),
-            window=kwargs.get("sliding_window"),
-            softcap=kwargs.get("softcap"),
-            unreadable=next((why for name, why in UNREADABLE.items() if kwargs.get(name) is not None), None),
-        )
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        call = AttentionCall(layer, query, key, value, **_how(query, kwargs))
         return observer.at_attention(call, output), maps
 
     return attend
+
+
+def _as_multiplied(tensor: Tensor) -> Tensor:
+    """In the dtype that attention multiplies in: rotary embeddings make float32 of what autocast then rounds again."""
+    device = tensor.device.type
+    if tensor.dtype == torch.float32 and torch.is_autocast_enabled(device):
+        return tensor.to(torch.get_autocast_dtype(device))
+    return tensor
+
+
+def _how(query: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """How an attention function that is called with `kwargs` uses queries and keys."""
+    scale = kwargs.get("scaling")
+    return {
+        "scale": float(query.shape[-1] ** -0.5 if scale is None else scale),
+        "window": kwargs.get("sliding_window"),
+        "softcap": kwargs.get("softcap"),
+        "unreadable": next((why for name, why in UNREADABLE.items() if kwargs.get(name) is not None), None),
+    }
 
 
 # --- what can be tapped ---------------------------------------------------------------------------------------
@@ -259,7 +282,7 @@ class _Probe:
     def at_head(self, head: Head, hidden_BSD: Tensor) -> Tensor:
         return hidden_BSD[..., :1]
 
-    def result(self) -> dict[str, Tensor]:
+    def result(self, output: Tensor) -> dict[str, Tensor]:
         return {}
 
 
@@ -275,12 +298,12 @@ def tapped_layers(model: nn.Module, *, name: str) -> list[LayerShape]:
     mixed = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
     kind = type(model).__name__
     probe = _Probe(kind)
-    device = next(model.parameters()).device
+    device = working_device(model)
     tokens = torch.arange(1, 8, device=device)[None] % config.vocab_size
     training = model.training
     model.eval()
     try:
-        with attention_taps():
+        with attention_taps(), torch.compiler.set_stance("force_eager"):
             forward_observed(model, model, {"input_ids": tokens, "use_cache": False}, probe)
     finally:
         model.train(training)

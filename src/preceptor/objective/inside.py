@@ -6,6 +6,8 @@ and dk in its backward, and an identity on the head's input records the loss's s
 layers. (Returning queries and keys, or one scalar per layer, silently loses the gradient under reentrant
 checkpointing, with the right loss value.) The router_balance term adds its gradient in the same way to router logits;
 it needs all routers' load, which is known by then.
+
+In compiled layers the operators of `models/opaque.py` stand in for both identities.
 """
 
 from __future__ import annotations
@@ -18,17 +20,20 @@ from torch import Tensor
 
 from preceptor.kernels.attention_kl import attention_kl
 from preceptor.kernels.linear_loss import linear_loss
+from preceptor.models.calls import AttentionCall, RouterCall
+from preceptor.models.opaque import CompiledObserver
 from preceptor.models.recorder import scores_of
-from preceptor.models.router_taps import RouterCall, RouterObserver, RouterShape
-from preceptor.models.taps import AttentionCall, taps_active
+from preceptor.models.router_taps import RouterObserver, RouterShape
+from preceptor.models.taps import taps_active
 from preceptor.objective.chunks import HeadLosses, TermWeights, in_parts
+from preceptor.objective.fused_chunks import FusedLosses
 from preceptor.objective.maps import LayerLink
 from preceptor.objective.router_balance import Balance, with_router_gradient
 from preceptor.objective.terms import HeadTerm
 from preceptor.signals import AttentionScores, Head, Signal, TokenBatch
 
 
-class StudentObserver(RouterObserver):
+class StudentObserver(RouterObserver, CompiledObserver):
     """Computes all terms of one forward; one instance per forward, so several forwards may be in flight."""
 
     def __init__(
@@ -59,8 +64,8 @@ class StudentObserver(RouterObserver):
         # Rows of the tables: head terms, then router_balance where routers are given, then attention.
         self.balance = None if routers is None else Balance((batch.segment_ids >= 0).flatten(), routers)
         self.balances = self.balance is not None and self.weights.minimised[len(head_terms)]
+        self.sees_attention, self.sees_routers = bool(self.links), self.balance is not None
         self.sums_TK = torch.zeros(self.weights.weight_TK.shape, dtype=torch.float64, device=device)
-        self.loss: Tensor | None = None
         # The loss's scale, once the backward has reached the head's input; see _RecordScale.
         self.scale: Tensor | None = None
         self._gradients: dict[int, tuple[Tensor, Tensor]] = {}
@@ -69,16 +74,20 @@ class StudentObserver(RouterObserver):
     # --- attention layers -------------------------------------------------------------------------------------
 
     def at_attention(self, call: AttentionCall, output: Tensor) -> Tensor:
-        if call.layer not in self.layers or not self.taught:
-            return output
-        # A second call is gradient checkpointing's recomputation: value and gradients are already there.
-        if call.layer not in self._seen:
-            self._seen.add(call.layer)
-            self._attention_value(call)
-        if not self.attends:
+        self.see_attention(call)
+        if not self._attends_at(call.layer):
             return output
         injected: Tensor = _InjectGradient.apply(output, call.q_BHSD, call.k_BGSD, self, call.layer)
         return injected
+
+    def see_attention(self, call: AttentionCall) -> None:
+        # A second call is gradient checkpointing's recomputation: value and gradients are already there.
+        if call.layer in self.layers and self.taught and call.layer not in self._seen:
+            self._seen.add(call.layer)
+            self._attention_value(call)
+
+    def _attends_at(self, layer: int) -> bool:
+        return self.attends and self.taught and layer in self.layers
 
     @torch.no_grad()
     def _attention_value(self, call: AttentionCall) -> None:
@@ -101,8 +110,10 @@ class StudentObserver(RouterObserver):
         if self.attends:
             self._gradients[call.layer] = _merge(grads, scores)
 
-    def gradients(self, layer: int, positions: int) -> tuple[Tensor, Tensor]:
+    def attention_gradient(self, layer: int, positions: int) -> tuple[Tensor, Tensor] | None:
         """dq [B,H,S,D] and dk [B,G,S,D] of the loss at one layer; given away once, then freed."""
+        if not self._attends_at(layer):
+            return None
         if self.scale is None:
             raise RuntimeError(
                 "the attention term's gradient was asked for before the loss's backward reached the head"
@@ -116,14 +127,17 @@ class StudentObserver(RouterObserver):
     # --- routers ----------------------------------------------------------------------------------------------
 
     def at_router(self, call: RouterCall) -> Tensor:
-        if self.balance is None:
-            return call.weights
-        self.balance.see(call)
+        self.see_router(call)
         return with_router_gradient(call, self) if self.balances else call.weights
 
-    def router_gradient(self, logits_nE: Tensor) -> Tensor:
+    def see_router(self, call: RouterCall) -> None:
+        if self.balance is not None:
+            self.balance.see(call)
+
+    def router_gradient(self, logits_nE: Tensor) -> Tensor | None:
         """[n, E] of the loss on one router's logits."""
-        assert self.balance is not None
+        if self.balance is None or not self.balances:
+            return None
         if self.scale is None:
             raise RuntimeError(
                 "the router_balance term's gradient was asked for before the loss's backward reached the head"
@@ -143,7 +157,7 @@ class StudentObserver(RouterObserver):
     def at_head(self, head: Head, hidden_BSD: Tensor) -> Tensor:
         targets = self.batch.targets
         before = self._before_head()
-        if (self.attends and self.taught) or self.balances:
+        if self.layers or self.balance is not None:
             hidden_BSD, before = _RecordScale.apply(hidden_BSD, before, self)
         order_N = in_parts(self.signal.parts, targets.count, targets.flat_N.device)
         hidden_ND = hidden_BSD.flatten(0, 1)[targets.flat_N[order_N]]
@@ -159,16 +173,16 @@ class StudentObserver(RouterObserver):
         # Without head terms no position is multiplied by the head, but it still gets a (zero) gradient: an unused
         # parameter would leave the other ranks waiting.
         used_ND = hidden_ND if self.head_terms else hidden_ND[:0]
-        anchor, values_TN = linear_loss(used_ND, head, chunks, len(self.head_terms))
+        anchor, values_TN = linear_loss(used_ND, head, chunks, len(self.head_terms), fused=FusedLosses.of(chunks))
         T = len(self.head_terms)
         if self.head_terms:
             self.sums_TK[:T].index_add_(1, route_N, values_TN.double()).mul_(self.weights.covers_TK[:T])
         weighted = (self.sums_TK[:T] * self.weights.weight_TK[:T]).sum()
         # Three dimensions, as the model expects of logits; not a view, which FSDP2's hooks would not follow.
-        self.loss = (anchor + weighted + before).to(anchor.dtype).repeat(1, 1, 1)
+        loss = (anchor + weighted + before).to(anchor.dtype).repeat(1, 1, 1)
         # Everything a teacher said has been used: its hidden states, queries and keys need not outlive the forward.
         self.signal, self.taught_rows = Signal(), []
-        return self.loss
+        return loss
 
     def _before_head(self) -> Tensor:
         """The weighted sum of the terms that worked in the layers."""
@@ -189,11 +203,9 @@ class StudentObserver(RouterObserver):
             total = total + (self.sums_TK[t] * self.weights.weight_TK[t]).sum()
         return total
 
-    def result(self) -> dict[str, Tensor]:
-        assert self.loss is not None, "the model's forward did not call its output head"
+    def result(self, output: Tensor) -> dict[str, Tensor]:
         # The graph holds this observer, so this observer must not hold the graph: no collector sees such a cycle.
-        loss, self.loss = self.loss.sum(), None
-        return {"loss": loss}
+        return {"loss": output.sum()}
 
 
 def _merge(grads: Sequence[tuple[Tensor | None, Any, Any]], scores: AttentionScores) -> tuple[Tensor, Tensor]:
@@ -221,12 +233,15 @@ class _InjectGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        dq, dk = ctx.observer.gradients(ctx.layer, ctx.positions)
+        dq, dk = ctx.observer.attention_gradient(ctx.layer, ctx.positions)
         return grads[0], dq, dk, None, None
 
 
 class _RecordScale(torch.autograd.Function):
-    """Identity on the head's input and on the layers' sum; its backward runs before any layer's."""
+    """Identity on the head's input and on the layers' sum; its backward runs before any layer's.
+
+    The graph holds the observer here, and compiled layers count on it.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, before: Tensor, observer: StudentObserver) -> tuple[Tensor, Tensor]:
@@ -235,10 +250,11 @@ class _RecordScale(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        if not taps_active():
+        observer = ctx.observer
+        if not taps_active() and ((observer.attends and observer.taught) or observer.balances):
             raise RuntimeError(
                 "the backward runs outside `with objective.listening():`; gradient checkpointing would recompute the "
                 "layers without the attention and router_balance terms"
             )
-        ctx.observer.scale = grads[1]
+        observer.scale = grads[1]
         return grads[0], None, None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from preceptor.errors import InputError
-from preceptor.models.router_taps import RouterCall, RouterShape
+from preceptor.models.calls import RouterCall
+from preceptor.models.router_taps import RouterShape
 from preceptor.objective.terms import Term
 
 
@@ -57,7 +59,7 @@ class Balance:
     def __init__(self, real_n: Tensor, shape: RouterShape) -> None:
         self._real_n1 = real_n[:, None]
         self._shape = shape
-        self._order: dict[nn.Module, int] = {}
+        self._order: dict[Hashable, int] = {}
         zeros = torch.zeros(shape.layers, shape.experts, dtype=torch.float64, device=real_n.device)
         self.load_LE, self._probs_LE = zeros, zeros.clone()
         """Choices of each expert by real tokens, layers in the order in which they ran."""
@@ -103,8 +105,8 @@ def _probs(logits_nE: Tensor) -> Tensor:
 class RouterGradient(Protocol):
     """Knows the loss's gradient on router logits by the time a backward reaches them."""
 
-    def router_gradient(self, logits_nE: Tensor) -> Tensor:
-        """[n, E], of the loss that is run back."""
+    def router_gradient(self, logits_nE: Tensor) -> Tensor | None:
+        """[n, E], of the loss that is run back; None where there is none."""
 
 
 def with_router_gradient(call: RouterCall, source: RouterGradient) -> Tensor:
@@ -127,4 +129,5 @@ class _InjectGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (logits_nE,) = ctx.saved_tensors
-        return grads[0], ctx.source.router_gradient(logits_nE).to(logits_nE.dtype), None
+        gradient_nE = ctx.source.router_gradient(logits_nE)
+        return grads[0], None if gradient_nE is None else gradient_nE.to(logits_nE.dtype), None
