@@ -149,6 +149,16 @@ def test_tokenizers_that_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     )
 
 
+def test_a_model_with_weights_on_disk(tmp_path: Path) -> None:
+    away = model(tmp_path / "one", "User: Assistant:\nqyes").model_copy(update={"device_map": {"": "disk"}})
+    with pytest.raises(InputError) as caught:
+        evaluate_models({"one": away}, [EvaluationSet("shop", "domain", "test", (question(row()),))])
+    assert str(caught.value) == (
+        "models.one: `device_map` left some of its weights off the devices (offloaded), which only a teacher may; give "
+        "it more devices, or quantise it"
+    )
+
+
 def test_no_row_that_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = {"one": model(tmp_path / "one", "User: Assistant:\nqyes")}
     sets = [EvaluationSet("shop", "domain", "holdout", (question(row("")), question(row("a</s>b"))))]

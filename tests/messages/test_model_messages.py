@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -277,10 +276,14 @@ def test_a_device_that_is_none(model: Path) -> None:
     )
 
 
-@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
-def test_quantisation_library_not_installed(model: Path) -> None:
-    message = refusal(ModelSpec(path=str(model), quantization={"load_in_4bit": True}))
-    assert message.startswith("model 'MODEL': its quantisation needs a package that is not installed (Using `bitsandb")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantisation_library_not_installed(model: Path, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"transformers.quantizers.quantizer_bnb_{bits}bit.is_bitsandbytes_available", lambda: False)
+    message = refusal(ModelSpec(path=str(model), quantization={f"load_in_{bits}bit": True}))
+    assert message.startswith(
+        f"model 'MODEL': its quantisation needs a package that is not installed (Using `bitsandbytes` {bits}-bit "
+        "quantization requires bitsandbytes: `pip install -U bitsandbytes>="
+    )
 
 
 def test_wrong_quantisation_settings(model: Path) -> None:
@@ -291,6 +294,10 @@ def test_wrong_quantisation_settings(model: Path) -> None:
     assert say(bnb_4bit_quant_type="nf4").startswith(": `quant_method` is None; accepted are aqlm, ")
     assert say(quant_method="bitsandbytes") == (
         ": bitsandbytes needs exactly one of `load_in_4bit: true` and `load_in_8bit: true`"
+    )
+    assert refusal(ModelSpec(path=str(model), dtype="float64", quantization={"load_in_4bit": True})) == (
+        "model 'MODEL': `quantization`: bitsandbytes quantises no float64 weights; leave out `dtype`, or set it to "
+        "float32"
     )
     assert say(load_in_4bit=True, bnb_4bit_quant_typ="nf4") == (
         ": bitsandbytes has no setting 'bnb_4bit_quant_typ' (did you mean 'bnb_4bit_quant_type'?); remove it"

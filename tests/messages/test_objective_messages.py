@@ -91,14 +91,14 @@ def test_two_terms_that_no_log_could_tell_apart() -> None:
     )
 
 
-def test_an_offloaded_teacher() -> None:
+def test_a_teacher_without_weights() -> None:
     model = toys.llama(1)
     model.lm_head.to("meta")
     with pytest.raises(InputError) as caught:
         ModelTeacher(model)
     assert str(caught.value) == (
-        "teacher: `device_map` left some of its weights off the devices (offloaded), and the losses read its head "
-        "whole; give it more devices, quantise it, or use a smaller teacher"
+        "teacher: some of its weights are on no device, and nothing fetches them; load it with a `device_map` (`cpu` "
+        "and `disk` are devices there), quantise it, or use a smaller teacher"
     )
 
 
@@ -153,6 +153,29 @@ def test_a_head_that_is_not_linear() -> None:
     assert refusal([NextToken()], student) == (
         "LlamaForCausalLM has no linear output head to compute the losses in; accepted are transformers' causal "
         "language models (AutoModelForCausalLM)"
+    )
+
+
+def test_an_output_head_that_is_split_over_processes() -> None:
+    """As tensor parallelism leaves it; FSDP and ZeRO make it whole for the head's forward."""
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    student, batch = toys.llama(0), toys.batch([[row] for row in toys.rows(0, [7], [3])])
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        student.lm_head.weight = nn.Parameter(distribute_tensor(student.lm_head.weight.detach(), mesh, [Shard(0)]))
+        objective = Objective([NextToken()])
+        objective.prepare(student)
+        with pytest.raises(InputError) as caught:
+            objective(student, batch)
+    finally:
+        distributed.destroy_process_group()
+    assert str(caught.value) == (
+        "LlamaForCausalLM: its output head is split over processes while it computes (tensor parallelism), and the "
+        "losses need whole rows of logits; load it without tp_plan, and share it out with fsdp or deepspeed"
     )
 
 

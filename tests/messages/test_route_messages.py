@@ -521,13 +521,13 @@ def test_what_is_refused_in_python(case: str) -> None:
     assert str(caught.value) == sentence
 
 
-def test_an_offloaded_teacher_is_named() -> None:
+def test_a_teacher_without_weights_is_named() -> None:
     model = toys.llama(1)
     model.lm_head.to("meta")
     with pytest.raises(InputError) as caught:
         ModelTeacher(model, name="teacher stage:expert")
     assert str(caught.value) == (
-        "teacher stage:expert: `device_map` left some of its weights off the devices (offloaded), and the losses read "
-        "its head whole; give it more devices, quantise it, or use a smaller teacher"
+        "teacher stage:expert: some of its weights are on no device, and nothing fetches them; load it with a "
+        "`device_map` (`cpu` and `disk` are devices there), quantise it, or use a smaller teacher"
     )
     assert torch.device("meta") == model.lm_head.weight.device

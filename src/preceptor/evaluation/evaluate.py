@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from preceptor.errors import InputError
 from preceptor.evaluation.common import CommonRows, common_rows
 from preceptor.evaluation.predict import Settings, predict
 from preceptor.evaluation.predictions import kept_predictions, write_predictions
@@ -22,6 +23,7 @@ from preceptor.evaluation.scores import summarise
 from preceptor.evaluation.table import score_table, task_table
 from preceptor.files import json_text, write_atomic
 from preceptor.models.load import load_model
+from preceptor.models.offload import is_offloaded
 from preceptor.models.tokenizers import check_tokenizer_fits
 from preceptor.teachers import ModelTeacher
 
@@ -142,6 +144,11 @@ class _Work:
         spec = self.models[name]
         model = load_model(spec, role="teacher")
         check_tokenizer_fits(self.rows.tokenizers[name], model)
+        if is_offloaded(model):
+            raise InputError(
+                f"models.{name}: `device_map` left some of its weights off the devices (offloaded), which only a "
+                "teacher may; give it more devices, or quantise it"
+            )
         if spec.device_map is None and torch.cuda.is_available():
             model = model.to("cuda")
         return ModelTeacher(model, name=f"models.{name}")

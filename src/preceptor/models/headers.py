@@ -47,6 +47,11 @@ class TensorInfo:
     dtype: str
     shape: tuple[int, ...]
 
+    @property
+    def bytes(self) -> int:
+        """Its size in the file."""
+        return math.ceil(math.prod(self.shape) * _BITS.get(self.dtype, 0) / 8)
+
 
 def read_header(file: Path, where: str) -> dict[str, TensorInfo]:
     """The tensors a safetensors file lists, after checking that its header and its length agree.

@@ -18,7 +18,7 @@ from torch import nn
 from preceptor.errors import InputError
 from preceptor.models.adapters import LOADING_ERRORS, merged, put_adapter
 from preceptor.models.checkpoint import Checkpoint, check_model, first_sentence, source_dtype
-from preceptor.models.quantization import quantization_config
+from preceptor.models.quantization import by_bitsandbytes, loaded_dtype, quantization_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,8 +38,8 @@ def load_model(spec: ModelSpec, *, role: Literal["student", "teacher"]) -> PreTr
 
     Raises:
         InputError: whatever `check_model` refuses; weights missing from the checkpoint or of another shape
-            than the config says; a quantisation library that is not installed; an adapter made for another
-            base.
+            than the config says; a quantisation library that is not installed; a quantised output head; an
+            adapter made for another base.
     """
     where = f"model {spec.path!r}"
     checkpoint = check_model(spec)
@@ -50,7 +50,7 @@ def load_model(spec: ModelSpec, *, role: Literal["student", "teacher"]) -> PreTr
             "take; "
             "leave out `quantization`, or merge the adapter first"
         )
-    dtype = _dtype(spec, checkpoint, role)
+    dtype = loaded_dtype(spec, checkpoint, role)
     options: dict[str, Any] = {
         "dtype": dtype,
         "use_safetensors": True,
@@ -58,9 +58,20 @@ def load_model(spec: ModelSpec, *, role: Literal["student", "teacher"]) -> PreTr
     }
     if quantization is not None:
         options["quantization_config"] = quantization
+        if by_bitsandbytes(spec) and "bnb_4bit_compute_dtype" not in (spec.quantization or {}):
+            # bitsandbytes would multiply in float32, whatever the weights were.
+            quantization.bnb_4bit_compute_dtype = dtype if role == "teacher" else checkpoint.dtype
     if spec.device_map is not None:
         options["device_map"] = spec.device_map
     model = _from_pretrained(checkpoint, options, where)
+    head = model.get_output_embeddings()
+    if isinstance(head, nn.Linear) and not head.weight.is_floating_point():
+        raise InputError(
+            f"{where}: its output head is quantised ({head.weight.dtype}), and the losses read the head whole; "
+            "use a checkpoint quantised without its head, or the unquantised one with `quantization`"
+        )
+    if quantization is not None and _experts_are_packed(model):
+        model.set_experts_implementation("eager")  # others take all experts at once, which such tensors do not know
     # Cards and adapters name the model they came from: the recipe's word for it, not a folder of the cache.
     model.config._name_or_path = spec.path
     model.name_or_path = spec.path
@@ -97,8 +108,10 @@ def quiet_transformers() -> Iterator[None]:
 def _from_pretrained(checkpoint: Checkpoint, options: dict[str, Any], where: str) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
+    from preceptor.models.quantized_experts import experts_packed
+
     try:
-        with quiet_transformers():
+        with quiet_transformers(), experts_packed():
             # Shapes that differ are reported with the missing names below; transformers' own error names
             # none.
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -135,14 +148,11 @@ def _tensors(count: int) -> str:
     return "1 tensor is" if count == 1 else f"{count} tensors are"
 
 
-def _dtype(spec: ModelSpec, checkpoint: Checkpoint, role: str) -> torch.dtype | str:
-    if spec.dtype is not None and spec.dtype != "auto":
-        dtype: torch.dtype = getattr(torch, spec.dtype)
-        return dtype
-    if spec.quantization is not None or "quantization_config" in checkpoint.config:
-        return "auto"  # the quantiser knows which dtype its unpacked weights want
-    # The stored dtype, not "auto": transformers would believe a config.json that says something else.
-    return torch.float32 if role == "student" and spec.dtype is None else checkpoint.dtype
+def _experts_are_packed(model: PreTrainedModel) -> bool:
+    """Whether the 3-D parameters of experts are of a quantiser's own kind of tensor (torchao's)."""
+    from preceptor.models.quantized_experts import experts_parameters
+
+    return any(type(model.get_parameter(name).data) is not torch.Tensor for name in experts_parameters(model, []))
 
 
 def _upcast(model: nn.Module) -> None:

@@ -111,7 +111,13 @@ def sparse_kind(source: Source) -> SparseKind:
 
 def sparse_config(source: Source, kind: SparseKind, *, experts: int, experts_per_token: int) -> PreTrainedConfig:
     """The config of a mixture of models such as `source`, which carries over whatever both kinds have."""
-    config = source.config
+    return mixture_config(source.config, kind, experts=experts, experts_per_token=experts_per_token)
+
+
+def mixture_config(
+    config: PreTrainedConfig, kind: SparseKind, *, experts: int, experts_per_token: int
+) -> PreTrainedConfig:
+    """The same, of the config of such a model."""
     target = {field.name for field in fields(_config_class(kind))} - {field.name for field in fields(PreTrainedConfig)}
     ours = {field.name for field in fields(type(config))} & target
     values = {name: copy.deepcopy(getattr(config, name)) for name in ours}

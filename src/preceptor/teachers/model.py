@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
+from torch import Tensor, nn
 
 from preceptor.errors import InputError
+from preceptor.models.offload import comes_back, working_device
 from preceptor.models.recorder import record
+from preceptor.models.sharding import is_sharded
 from preceptor.models.taps import tapped_layers
-from preceptor.signals import AttentionScores, LayerShape, Needs, Part, Signal, TokenBatch, Wanted
+from preceptor.signals import AttentionScores, Head, LayerShape, Needs, Part, Signal, TokenBatch, Wanted
 from preceptor.teachers.routing import Source, teach
 
 
@@ -27,14 +27,17 @@ class ModelTeacher:
         name: how messages call it.
 
     Raises:
-        InputError: when weights are offloaded.
+        InputError: when weights are on no device and nothing fetches them.
     """
 
+    _head: tuple[Tensor, Head] | None = None
+    """Where the model is on another device than the batches: its head's weight, and a copy of the head with these."""
+
     def __init__(self, model: nn.Module, *, name: str = "teacher") -> None:
-        if any(parameter.is_meta for parameter in model.parameters()):
+        if not comes_back(model):
             raise InputError(
-                f"{name}: `device_map` left some of its weights off the devices (offloaded), and the losses read its "
-                "head whole; give it more devices, quantise it, or use a smaller teacher"
+                f"{name}: some of its weights are on no device, and nothing fetches them; load it with a `device_map` "
+                "(`cpu` and `disk` are devices there), quantise it, or use a smaller teacher"
             )
         self.model = model.eval().requires_grad_(False)
         self.name = name
@@ -47,7 +50,7 @@ class ModelTeacher:
     @torch.no_grad()
     def observe(self, batch: TokenBatch, wanted: Wanted) -> Part:
         """One forward on all of `batch`: a part that covers all its rows."""
-        device = next(self.model.parameters()).device
+        device = working_device(self.model)
         with torch.autocast(device.type, enabled=False):
             return self._observe(batch, wanted, device)
 
@@ -59,15 +62,21 @@ class ModelTeacher:
             for layer, each in recorded.attention.items()
         }
         hidden_ND = None if recorded.hidden_ND is None else recorded.hidden_ND.to(home)
-        return Part(None, None, hidden_ND, recorded.head, attention=attention, teacher=self.name)
+        head = None if recorded.head is None else self._head_on(home, recorded.head)
+        return Part(None, None, hidden_ND, head, attention=attention, teacher=self.name)
+
+    def _head_on(self, home: torch.device, head: Head) -> Head:
+        """The head on the student's device: copied there once, so that no logits travel at every step."""
+        if head.weight_VD.device == home:
+            return head
+        if self._head is None or self._head[0] is not head.weight_VD or self._head[1].weight_VD.device != home:
+            self._head = head.weight_VD, head.to(home)
+        return self._head[1]
 
     @property
     def sharded(self) -> bool:
         """Whether several processes hold it together and must all call it: FSDP2, or DeepSpeed's ZeRO-3."""
-        # FSDP2 leaves the root's own parameters whole after a forward without a backward: they do not tell.
-        return any(isinstance(module, FSDPModule) for module in self.model.modules()) or any(
-            isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in self.model.parameters()
-        )
+        return is_sharded(self.model)
 
     def layer_shapes(self) -> list[LayerShape]:
         """The layers whose attention it can give; raises InputError when it can give none."""
