@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 from preceptor.cli import main
+from preceptor.distributed import end
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

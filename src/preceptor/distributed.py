@@ -7,16 +7,18 @@ collectives, which give up after half an hour, while a `generate` stage on the f
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from preceptor.errors import InputError
 
@@ -130,6 +132,14 @@ def meet() -> None:
         _words()
 
 
+def read_models_whole() -> None:
+    """Have every process read a model's weights, although `accelerate launch` may say that the first alone should.
+
+    transformers would give the others empty weights, of teachers as well, which nobody fills.
+    """
+    os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING", None)
+
+
 def tell(word: dict[str, Any]) -> None:
     """Say a JSON object to the other processes; nothing when there are none."""
     if world_size() > 1:
@@ -221,6 +231,21 @@ def leave() -> None:
 
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def end(code: int) -> NoReturn:
+    """End this process with its exit code; one of several without taking the interpreter apart.
+
+    What engines still hold of a process group is torn down with the interpreter, where gloo's threads have aborted
+    processes whose work was done ("terminate called without an active exception", one run in dozens).
+    """
+    if world_size() > 1 and "torch" in sys.modules:
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as the interpreter does first
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 # --- starting them ----------------------------------------------------------------------------------------------

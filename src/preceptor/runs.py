@@ -31,6 +31,7 @@ from preceptor.files import interrupted_writes, json_text, move_aside, write_ato
 from preceptor.identity import Hashes, differences, stage_identities
 from preceptor.lock import RunLock
 from preceptor.recipe import Recipe
+from preceptor.recipe.sharding import needs_processes
 from preceptor.stages import TOGETHER, executor_of
 from preceptor.stages.ahead import check_ahead, check_together
 from preceptor.stages.context import StageContext, run_directory
@@ -65,6 +66,7 @@ def run(
     return the same, and raise `distributed.LeaderEnded` where the first one raises.
     """
     again = [redo] if isinstance(redo, str) else list(redo or ())
+    distributed.read_models_whole()
     if not distributed.is_main():
         return _follow(recipe)
     distributed.meet()
@@ -85,6 +87,8 @@ def _run(recipe: Recipe, only: str | None, again: Sequence[str], log: Log) -> di
         todo = [name for name in selected if states[name].result is None or name in again]
         distributed.tell({"check": todo})
         check_ahead(recipe, todo)
+        if distributed.world_size() == 1:
+            _refuse_alone(recipe, todo)
         hashes.save()
         _write_recipe(recipe, directory)
         results: dict[str, Any] = {}
@@ -219,6 +223,15 @@ def _refuse(
         for source in recipe.stage_reads(name):
             if source not in selected and states[source].result is None:
                 errors.append(f"--only {name}: reads stage {source}, which is not done; run --only {source} first")
+    if errors:
+        raise InputErrors(errors)
+
+
+def _refuse_alone(recipe: Recipe, todo: Sequence[str]) -> None:
+    """Raises InputErrors for stages that one process cannot run."""
+    errors = [
+        f"{recipe.source}: stages.{name}.{problem}" for name in todo for problem in needs_processes(recipe.stages[name])
+    ]
     if errors:
         raise InputErrors(errors)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from preceptor.checkpoints import ASIDE, SaveLast, last_checkpoint, publish_checkpoint
 from preceptor.data.chat import EncodedRow
 from preceptor.data.collator import Collator, filler_row
 from preceptor.data.mixture import Mixture, MixtureSampler
 from preceptor.distributed import world_size
+from preceptor.engine import EngineTrainer, check_engine
 from preceptor.errors import InputError
 from preceptor.evaluation.measure import TermSums, by_length, measure
 from preceptor.files import verify_directory, write_atomic
 from preceptor.metrics import StepMetrics
+from preceptor.models.compiled import compile_layers, compile_no_model, compile_options
+from preceptor.models.sharding import reshard
 from preceptor.models.taps import replaced, text_config
 from preceptor.objective import Objective
 from preceptor.signals import Teacher, TokenBatch
@@ -30,7 +34,7 @@ from preceptor.signals import Teacher, TokenBatch
 METRICS_STATE = "metrics_state.json"
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(EngineTrainer):
     """Trains `model` on an objective whose terms may follow a teacher; plain fine-tuning is an objective without one.
 
     The loss of an optimiser step is the terms' sum over all its target positions, on all ranks and in all accumulated
@@ -47,8 +51,9 @@ class DistillationTrainer(Trainer):
         calibration: rows on which layer and head maps are chosen, where they must be.
 
     Raises:
-        InputError: for a bfloat16 or float16 student trained in full, several visible GPUs in one process, several
-            processes that know nothing of each other, or what `Objective.prepare` refuses.
+        InputError: for torch.compile options that cannot be used here, a bfloat16 or float16 student trained in full,
+            several visible GPUs in one process, several processes that know nothing of each other, or what
+            `Objective.prepare` refuses.
     """
 
     def __init__(
@@ -75,6 +80,8 @@ class DistillationTrainer(Trainer):
                 f"{world_size()} processes were started, but each would train alone: no accelerator was found; set "
                 "use_cpu=True in TrainingArguments to train on CPUs together"
             )
+        check_engine(model, args)
+        compiling = compile_options(args)
         _check_precision(model, args)
         if data_collator.packing and "flash" in str(text_config(model)._attn_implementation):
             raise InputError(
@@ -94,6 +101,7 @@ class DistillationTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        compile_no_model(self.accelerator, args)
         # Our loss is divided by N already: Trainer must not divide it by the accumulation steps again.
         self.model_accepts_loss_kwargs = True
         self.objective = objective
@@ -101,7 +109,13 @@ class DistillationTrainer(Trainer):
         self.collator = data_collator
         size = args.per_device_eval_batch_size
         batches = (self._batch(calibration[i : i + size]) for i in range(0, len(calibration), size))
-        objective.prepare(model, teacher, batches)
+        self.prepare_student()
+        # Layers that are gathered in bfloat16 cannot be run without autocast; others are measured as they are.
+        with self.autocast() if self.is_fsdp_enabled else nullcontext():
+            objective.prepare(self.model, teacher, batches)
+        reshard(self.model)
+        if compiling is not None:
+            compile_layers(self.accelerator.unwrap_model(self.model), compiling, name="student")
         self.step_metrics = StepMetrics(objective, args.device)
         self.add_callback(SaveLast())
 
@@ -126,7 +140,8 @@ class DistillationTrainer(Trainer):
         """The micro-batch's share of the step's loss, times the ranks over which engines average gradients."""
         batch = TokenBatch.from_inputs(inputs)
         signal = None if self.teacher is None else self.teacher(batch, self.objective.needs)
-        sums = self.objective(model, batch, signal, student=self.accelerator.unwrap_model(model))
+        with self.autocast():
+            sums = self.objective(model, batch, signal, student=self.accelerator.unwrap_model(model))
         self.step_metrics.add(sums, int(batch.attention_mask.sum()))
         count = batch.targets.count if num_items_in_batch is None else int(num_items_in_batch)
         loss = sums.loss * (self.accelerator.num_processes / max(count, 1))
@@ -135,12 +150,13 @@ class DistillationTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         state = self.accelerator.gradient_state
         if num_items_in_batch is not None and int(num_items_in_batch) == 0 and state.sync_gradients:
-            # Nothing to learn from: without this, weight decay and momentum would still move the weights.
+            # Nothing to learn from: without this, weight decay and momentum would still move the weights. Said before
+            # the backward, in which DeepSpeed takes its step.
             self.step_metrics.skip()
             state._set_sync_gradients(False)
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> Any:
@@ -150,6 +166,7 @@ class DistillationTrainer(Trainer):
         checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
         if checkpoint is not None:
             verify_directory(Path(checkpoint))
+            self.check_checkpoint(Path(checkpoint))
         self.step_metrics.reset()
         if self.args.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.args.device)
@@ -216,10 +233,11 @@ class DistillationTrainer(Trainer):
     def measure(self, rows: Sequence[EncodedRow]) -> TermSums:
         """The objective's terms on `rows`, which all ranks share."""
         model = self.model_wrapped
-        with self.accelerator.autocast():  # the model itself has it from the first step on, but not before
+        with self.autocast():
             found = measure(
                 self.objective, model, self._shard(rows), self.teacher, student=self.accelerator.unwrap_model(model)
             )
+        reshard(model)
         sums_TK, targets_K = (self.accelerator.reduce(each, "sum") for each in (found.sums_TK, found.targets_K))
         return TermSums(found.names, found.route_names, sums_TK, targets_K)
 

@@ -122,3 +122,24 @@ def test_a_launcher_must_say_where_the_others_are(
         "error: WORLD_SIZE is 2, but the processes cannot find each other (environment variable MASTER_ADDR expected, "
         "but not set); start them with torchrun or accelerate launch, or unset WORLD_SIZE\n"
     )
+
+
+def test_one_of_several_processes_ends_with_all_it_has_to_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads are waited for and exit functions run, but nothing is torn down: an object's end would say so."""
+    code = """
+import atexit, threading, time, torch
+from preceptor.distributed import end
+class Torn:
+    def __del__(self): print("torn down", flush=True)
+torn = Torn()
+atexit.register(print, "exit function")
+threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+print("done")
+end(3)
+"""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.split("\n")) == (3, ["done", "thread", "exit function", ""])
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "torn down" in done.stdout) == (3, True)

@@ -14,6 +14,7 @@ from preceptor.recipe.making import InitStage
 from preceptor.recipe.objective import TAUGHT
 from preceptor.recipe.paths import expand
 from preceptor.recipe.routes import RoutesSpec
+from preceptor.recipe.sharding import check_sharding
 from preceptor.recipe.stages import Stage, datasets_of, models_of
 from preceptor.recipe.storing import StoreStage, follows_store, reads_store, stored_by, unused_keys
 from preceptor.recipe.training import OWNED_TRAINING_KEYS, DistillStage, SftStage
@@ -88,6 +89,7 @@ def _check_stage(
             yield from _check_used_dataset((*path, *place.split(".")), used, name, datasets, stages)
     if isinstance(stage, InitStage) and stage.chat_template not in (None, "default"):
         yield from _check_variables((*path, "chat_template"), str(stage.chat_template))
+    yield from check_sharding(path, stage)
     if isinstance(stage, SftStage | DistillStage):
         yield from _check_training(path, stage, datasets, stages)
     if isinstance(stage, EvaluateStage):

@@ -26,10 +26,13 @@ class ModelSpec(Spec):
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16", "float64"], choice(*DTYPES)] | None = None
     """Parameters' type in memory; None is float32 for students and the checkpoint's for teachers."""
     quantization: dict[str, Any] | None = None
-    """Keys of the transformers quantisation config, with `quant_method`."""
+    """Keys of the transformers quantisation config, with `quant_method`, `load_in_4bit` or `load_in_8bit`."""
     adapter: Text | None = None
     """A PEFT adapter on top: a folder, a Hub id or `stage:NAME` of a stage with `lora`."""
     device_map: Annotated[str | dict[str, Any] | None, PlainValidator(_device_map)] = None
+    """Where the weights are: a word such as auto, or a device for each module; a teacher's may be cpu and disk."""
+    sharded: bool | None = None
+    """Of a teacher: whether all processes hold it together, a part each, or each a whole copy; None: as the student."""
     trust_remote_code: bool = False
     """Runs Python that comes with the model; off unless written here."""
 

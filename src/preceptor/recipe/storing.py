@@ -143,7 +143,7 @@ def reads_store(stage: DistillStage, key: KeyPath, store: StoreStage, name: str)
 
 def unused_keys(model: ModelSpec) -> Iterator[str]:
     """Keys of a model that mean nothing for a store."""
-    for key in ("revision", "dtype", "quantization", "adapter", "device_map"):
+    for key in ("revision", "dtype", "quantization", "adapter", "device_map", "sharded"):
         if getattr(model, key) is not None:
             yield key
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,8 +11,10 @@ from transformers import TrainingArguments
 
 from preceptor.distributed import world_size
 from preceptor.errors import InputError, did_you_mean, shown
+from preceptor.models.compiled import compile_options
 from preceptor.objective import Attention, Logits, NextToken, RouterBalance, Term
 from preceptor.recipe import DistillStage, LogitsSpec, LoraSpec, NextTokenSpec, RouterBalanceSpec, SftStage
+from preceptor.stages.optimizers import check_optimizer
 from preceptor.trackers import check_trackers
 
 if TYPE_CHECKING:
@@ -31,6 +34,8 @@ def check_training(training: dict[str, Any]) -> None:
             )
     arguments = training_arguments(training, Path("unused"), seed=0, accumulation=1)
     check_trackers(arguments.report_to)
+    compile_options(arguments)
+    check_optimizer(arguments)
 
 
 def training_arguments(training: dict[str, Any], directory: Path, *, seed: int, accumulation: int) -> TrainingArguments:
@@ -52,13 +57,26 @@ def training_arguments(training: dict[str, Any], directory: Path, *, seed: int, 
         # Unless told so, accelerate takes each of several processes without accelerators for the only one.
         "use_cpu": world_size() > 1 and not torch.accelerator.is_available(),
     }
+    if training.get("deepspeed") and find_spec("deepspeed") is None:
+        raise InputError(
+            "training.deepspeed: needs the package deepspeed, which is not installed; install it, or shard with "
+            "`fsdp: true`"
+        )
     try:
-        return TrainingArguments(**{**DEFAULTS, **here, **training, **owned})
+        arguments = TrainingArguments(**{**DEFAULTS, **here, **training, **owned})
     except (ValueError, TypeError, ImportError) as error:
         said = str(error).strip().split("\n")[0]
         raise InputError(
             f"training: transformers.TrainingArguments refuses {shown(training, 120)}: {said}; change that value"
         ) from error
+    written = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "no"
+    if arguments.mixed_precision != written:
+        raise InputError(
+            f"training: the launcher asks for {arguments.mixed_precision} (ACCELERATE_MIXED_PRECISION), which the "
+            f"recipe does not; write `{arguments.mixed_precision}: true` into `training`, or start the processes with "
+            "--mixed_precision no"
+        )
+    return arguments
 
 
 def add_lora(student: Any, lora: LoraSpec) -> Any:
@@ -67,9 +85,19 @@ def add_lora(student: Any, lora: LoraSpec) -> Any:
     Raises:
         InputError: when PEFT refuses the target modules.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    config = LoraConfig(
+    try:
+        return get_peft_model(student, lora_config(lora))
+    except ValueError as error:
+        raise InputError(f"lora: PEFT refuses {shown(lora.target_modules)}: {str(error).splitlines()[0]}") from error
+
+
+def lora_config(lora: LoraSpec) -> Any:
+    """The PEFT config of a recipe's `lora:`."""
+    from peft import LoraConfig
+
+    return LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
         lora_alpha=2 * lora.r if lora.alpha is None else lora.alpha,
@@ -77,10 +105,6 @@ def add_lora(student: Any, lora: LoraSpec) -> Any:
         target_modules=lora.target_modules,
         modules_to_save=lora.modules_to_save,
     )
-    try:
-        return get_peft_model(student, config)
-    except ValueError as error:
-        raise InputError(f"lora: PEFT refuses {shown(lora.target_modules)}: {str(error).splitlines()[0]}") from error
 
 
 def build_terms(spec: SftStage | DistillStage) -> list[Term]:

@@ -17,10 +17,12 @@ from preceptor.data.collator import Collator
 from preceptor.data.mixture import Mixture
 from preceptor.data.prepare import PreparedDataset
 from preceptor.distributed import from_main, is_main
+from preceptor.engine import check_engine, models_read_whole, shards_student, wants_fsdp
 from preceptor.errors import InputError
 from preceptor.files import json_text, write_atomic
 from preceptor.metrics import MetricsFile, PlainProgress
 from preceptor.models.card import render_card
+from preceptor.models.compiled import compile_options
 from preceptor.models.load import load_model, source_dtype
 from preceptor.models.save import save_model
 from preceptor.models.tokenizers import check_tokenizer_fits
@@ -76,7 +78,8 @@ def execute(spec: SftStage | DistillStage, context: StageContext) -> dict[str, A
     tokenizer = stage_tokenizer(student_spec, teachers, context)
     rows = _Rows(stage_rows(spec, tokenizer, context))
     set_seed(context.seed)
-    student = load_model(student_spec, role="student")
+    with models_read_whole():
+        student = load_model(student_spec, role="student")
     check_tokenizer_fits(tokenizer, student)
     dtype = source_dtype(student_spec)
     if spec.lora is not None:
@@ -87,7 +90,7 @@ def execute(spec: SftStage | DistillStage, context: StageContext) -> dict[str, A
     trainer.train(resume_from_checkpoint=checkpoint)
     results = _results(trainer, rows, before)
     context.log(f"{context.name}: {_sentence(results)}")
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # a sharded student is gathered by all ranks
+    weights = trainer.whole_weights()  # a sharded student is gathered by all ranks
     if is_main():
         _save(spec, context, trainer, tokenizer, dtype, results, weights)
     return results
@@ -121,6 +124,9 @@ def _trainer(
             f"{arguments.per_device_train_batch_size} rows in {arguments.world_size} process(es); change rows_per_step "
             "or training.per_device_train_batch_size"
         )
+    if wants_fsdp(arguments):
+        check_engine(student, arguments)
+        context.log(f"{context.name}: the student is cut over {arguments.world_size} processes (FSDP)")
     arguments.gradient_accumulation_steps = spec.rows_per_step // per_pass
     assert isinstance(tokenizer.pad_token_id, int)
     mixture = Mixture(
@@ -142,9 +148,17 @@ def _trainer(
     calibration = 0 if objective.attention is None else objective.attention.calibration_rows
     teacher = None
     if isinstance(spec, DistillStage):
-        teacher = build_teacher(
-            spec, context, student=student, tokenizer=tokenizer, route_names=routes, device=arguments.device
-        )
+        with models_read_whole(arguments):
+            teacher = build_teacher(
+                spec,
+                context,
+                student=student,
+                tokenizer=tokenizer,
+                route_names=routes,
+                device=arguments.device,
+                sharded=shards_student(arguments),
+                compiling=compile_options(arguments),
+            )
         if isinstance(teacher, StoredTeacher | RoutedTeacher):
             followed = {routes[route] for route in objective.needs.logits}
             teacher.check_rows(row for row in rows.all() if row.route in followed)
@@ -154,7 +168,7 @@ def _trainer(
     # Trainer is not given the tokenizer: it would write the padding token into the model's config, and where that is
     # the end token, whoever loads the finished model has an end token whose embedding no longer learns.
     trainer = DistillationTrainer(
-        student.to(arguments.device),
+        student if wants_fsdp(arguments) else student.to(arguments.device),  # FSDP moves its part of each layer there
         arguments,
         objective=objective,
         teacher=teacher,
