@@ -170,13 +170,22 @@ def _plan(arguments: list[str]) -> int:
         "Show what a recipe would run, without training and without writing anything.",
         "preceptor plan recipe.yaml\n  preceptor plan recipe.yaml stages.kd.packing=true --json",
     )
+    parser.add_argument(
+        "--device-memory", metavar="SIZE", help="plan for GPUs of so much memory, such as 80GB (default: what is here)"
+    )
+    parser.add_argument("--devices", metavar="N", help="for so many devices (default: 1)")
+    parser.add_argument(
+        "--rate", metavar="TFLOPS", help="what a device does in a second, in 10^12 FLOP (default: measured here)"
+    )
+    parser.add_argument("--quick", action="store_true", help="leave out what stages need of memory, time and disk")
     options = _parse(parser, arguments)
 
     from preceptor.plan import plan, render
+    from preceptor.plan.options import device_of
     from preceptor.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)
-    result = plan(recipe, log=_progress)
+    result = plan(recipe, log=_progress, device=device_of(options))
     _print(result, render(result), options.json)
     return 0
 

@@ -1,8 +1,4 @@
-"""What a recipe would run, without training: stages, sizes, one row per dataset with its targets marked.
-
-Only configs, tokenizers and data are read; of weights no more than the headers, unless a finished stage read them:
-then their content tells whether its result would be kept.
-"""
+"""Looks at what one stage of a recipe reads: its models, its rows, and how many of them make an epoch."""
 
 from __future__ import annotations
 
@@ -11,10 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preceptor.identity import Hashes, stage_identities
+from preceptor.estimate.models import meta_model
+from preceptor.estimate.setups import ModelSetup
+from preceptor.estimate.target import Device
+from preceptor.models.quantization import quantization_config
+from preceptor.plan.epoch import Epoch, epoch_of
+from preceptor.plan.predict import predict, predict_store
+from preceptor.plan.setups import Rows, store_setup, training_setup
+from preceptor.plan.sources import Sources, config_alone, look
 from preceptor.recipe import (
     DistillStage,
-    EvaluateStage,
     InitStage,
     ModelSpec,
     Recipe,
@@ -24,9 +26,7 @@ from preceptor.recipe import (
     models_of,
 )
 from preceptor.recipe.base import stage_of
-from preceptor.runs import HASHES_FILE, STAGE_FILE, stage_state
-from preceptor.stages.ahead import check_ahead
-from preceptor.stages.context import StageContext, run_directory
+from preceptor.stages.context import StageContext
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,68 +36,20 @@ if TYPE_CHECKING:
 Log = Callable[[str], None]
 
 
-def plan(recipe: Recipe, *, log: Log = print) -> dict[str, Any]:
-    """Describes each stage as it would run; nothing is written.
-
-    Returns `{"name", "directory", "seed", "stages": {name: {"kind", "done", "changed", "reads", "models", "data",
-    ...}}}`; `changed` tells what differs where a stage is finished but with another recipe or other data, which a
-    run refuses. What a stage that has not run yet decides is given as `"known after stage NAME"`. Raises
-    InputError for data and models that are not there or cannot be used, as a run would.
-    """
-    directory = run_directory(recipe)
-    changed = _changed(recipe, directory)
-    done = {name for name, differences in changed.items() if not differences}
-    check_ahead(recipe, list(recipe.stages), models=False)
-    stages: dict[str, Any] = {}
-    for name, stage in recipe.stages.items():
-        planner = _Planner(recipe, name, directory, done, log)
-        entry: dict[str, Any] = {
-            "kind": stage.kind,
-            "done": name in done,
-            "changed": changed.get(name, []),
-            "reads": recipe.stage_reads(name),
-            "spec": stage.model_dump(mode="json", by_alias=True),
-            "models": {
-                ".".join(map(str, key)): planner.model(model)
-                for key, model in models_of(stage).items()
-                if key != ("tokenizer",)
-            },
-        }
-        if isinstance(stage, InitStage):
-            entry["models"]["result"] = {"parameters": planner.init_parameters(stage)}
-        if isinstance(stage, SftStage | DistillStage):
-            entry.update(planner.training(stage))
-        if isinstance(stage, EvaluateStage) and stage.has_suites:
-            from preceptor.stages.suites import Suites
-
-            entry["suites"] = Suites(stage, planner.context).planned()
-        if isinstance(stage, StoreStage):
-            entry.update(planner.storing(stage))
-        stages[name] = entry
-    return {"name": recipe.name, "directory": str(directory), "seed": recipe.seed, "stages": stages}
-
-
-def _changed(recipe: Recipe, directory: Path) -> dict[str, list[str]]:
-    """For each finished stage what differs from the recipe and data it was finished with."""
-    finished = [name for name in recipe.stages if (directory / name / STAGE_FILE).exists()]
-    documents = stage_identities(recipe, finished, Hashes(directory / HASHES_FILE))
-    return {name: stage_state(directory / name, documents[name]).changed for name in finished}
-
-
-class _Planner:
+class Planner:
     """Looks at what one stage reads."""
 
     def __init__(self, recipe: Recipe, name: str, directory: Path, done: set[str], log: Log) -> None:
         self.recipe, self.name, self.done = recipe, name, done
         self.log: Log = lambda line: log(f"{name}: {line}")
         self.context = StageContext(recipe, name, directory / name, recipe.seed, self.log)
+        self.sources = Sources(self.context, done, self._tokenizer)
 
     def model(self, spec: ModelSpec) -> dict[str, Any]:
         """Where a model comes from and how many parameters it has."""
         source = stage_of(spec.path)
         if source is not None and source not in self.done:
             return {"path": spec.path, "adapter": spec.adapter, "parameters": self._after(source)}
-        from preceptor.models.checkpoint import check_model
         from preceptor.stages.stores import stored_at
         from preceptor.teachers.store_report import in_short
 
@@ -107,13 +59,28 @@ class _Planner:
         resolved = self.context.resolve_model(spec.model_copy(update={"adapter": None}) if unmade else spec)
         if not Path(resolved.path).is_dir():
             return {"path": resolved.path, "adapter": resolved.adapter, **_on_the_hub(resolved)}
-        checkpoint = check_model(resolved)
+        quantization_config(resolved)  # refuses what no machine could do
+        adapter = spec.adapter if unmade else resolved.adapter
+        if config_alone(resolved) is not None:
+            return {"path": resolved.path, "adapter": adapter, **self._without_weights(spec)}
+        checkpoint = look(resolved)
         return {
             "path": resolved.path,
-            "adapter": spec.adapter if unmade else resolved.adapter,
+            "adapter": adapter,
             "parameters": checkpoint.parameters,
             "dtype": str(checkpoint.dtype).removeprefix("torch."),
             "architecture": str(checkpoint.config.get("model_type")),
+        }
+
+    def _without_weights(self, spec: ModelSpec) -> dict[str, Any]:
+        """Of a model folder that holds a config and no weights, which a run refuses and a plan does not need."""
+        found = self.sources.describe(spec.model_copy(update={"adapter": None}))
+        model = meta_model(ModelSetup(found.config, found.dtype, trust_remote_code=spec.trust_remote_code))
+        return {
+            "parameters": int(sum(parameter.numel() for parameter in model.parameters())),
+            "dtype": str(found.dtype).removeprefix("torch."),
+            "architecture": str(found.config.model_type),
+            "weights": "missing, and a run needs them",
         }
 
     def init_parameters(self, stage: InitStage) -> int | str:
@@ -138,21 +105,40 @@ class _Planner:
             model = AutoModelForCausalLM.from_config(config)
         return int(sum(parameter.numel() for parameter in model.parameters()))
 
-    def training(self, stage: SftStage | DistillStage) -> dict[str, Any]:
-        """Rows, tokens and targets of a training stage, and a sample of each dataset."""
+    def training(self, stage: SftStage | DistillStage, device: Device | None) -> dict[str, Any]:
+        """Rows, tokens and targets of a training stage, a sample of each dataset, and what it needs of a device."""
         student = stage.student if isinstance(stage, DistillStage) else stage.model
         tokenizer = self._tokenizer(student)
+        rows = Rows(None, None)
+        epoch = None
         if tokenizer is None:
             source = stage_of(student.path)
-            return {"data": {name: self._after(str(source)) for name in stage.dataset_names}}
-        # Teachers share the student's tokenizer, so any of them knows the template.
-        teacher = next(iter(stage.teachers.values())) if isinstance(stage, DistillStage) else None
-        found, prepared = self._rows(stage, tokenizer, teacher)
-        result: dict[str, Any] = {**found, "rows_per_step": stage.rows_per_step}
+            result: dict[str, Any] = {"data": {name: self._after(str(source)) for name in stage.dataset_names}}
+        else:
+            # Teachers share the student's tokenizer, so any of them knows the template.
+            teacher = next(iter(stage.teachers.values())) if isinstance(stage, DistillStage) else None
+            found, prepared = self._rows(stage, tokenizer, teacher)
+            rows = Rows(prepared, len(tokenizer), tokenizer.pad_token_id or 0)
+            shares, epoch = self._epoch(stage, prepared, 1 if device is None else device.devices)
+            result = {**found, "rows_per_step": stage.rows_per_step, **shares}
+        if device is None:
+            return result
+        batch = None if epoch is None else epoch.largest
+        needs = predict(
+            stage,
+            lambda: training_setup(stage, self.context, self.sources, rows, device.devices, batch),
+            epoch,
+            device,
+        )
+        return {**result, **needs}
+
+    def _epoch(
+        self, stage: SftStage | DistillStage, prepared: dict[str, PreparedDataset], devices: int
+    ) -> tuple[dict[str, Any], Epoch | None]:
+        """What an epoch takes of each dataset, and its size; None while rows are yet to be written."""
         pending = [source for name in stage.dataset_names if (source := self._pending(name)) is not None]
         if pending:
-            result["rows_per_epoch"] = self._after(pending[0])
-            return result
+            return {"rows_per_epoch": self._after(pending[0])}, None
         from preceptor.data.mixture import Mixture
 
         mixture = Mixture(
@@ -163,29 +149,29 @@ class _Planner:
             seed=self.recipe.seed,
             multiple_of=stage.rows_per_step,
         )
-        result["rows_per_epoch"] = mixture.epoch_rows
-        result["steps_per_epoch"] = math.ceil(mixture.epoch_rows / stage.rows_per_step)
-        result["epoch"] = {name: summary.as_dict() for name, summary in mixture.summary().items()}
-        return result
+        shares = {
+            "rows_per_epoch": mixture.epoch_rows,
+            "steps_per_epoch": math.ceil(mixture.epoch_rows / stage.rows_per_step),
+            "epoch": {name: summary.as_dict() for name, summary in mixture.summary().items()},
+        }
+        return shares, epoch_of(stage, mixture, prepared.values(), devices)
 
-    def storing(self, stage: StoreStage) -> dict[str, Any]:
-        """Rows and targets that a store stage keeps, and the least and the most bytes that they take on disk."""
+    def storing(self, stage: StoreStage, device: Device | None) -> dict[str, Any]:
+        """Rows and targets that a store stage keeps, the least and the most bytes that they take, and what it needs."""
         tokenizer = self._tokenizer(stage.student)
+        rows = Rows(None, None)
         if tokenizer is None:
             after = self._after(str(stage_of(stage.student.path)))
-            return {"data": dict.fromkeys(stage.dataset_names, after)}
-        loaded = stage.teacher if isinstance(stage.teacher, ModelSpec) else None
-        found, prepared = self._rows(stage, tokenizer, loaded)
-        if len(prepared) < len(stage.dataset_names):
-            return found
-        from preceptor.stages.stores import mode_for
-        from preceptor.teachers.store_files import bytes_of
-        from preceptor.teachers.store_writer import StoredRow
-
-        rows = [row for data in prepared.values() for part in (data.train, data.holdout, data.test) for row in part]
-        counts = {StoredRow.of(row).name: row.target_count for row in rows}  # equal rows are stored once
-        sizes = bytes_of(mode_for(stage, tokenizer), len(counts), sum(counts.values()), stage.shard_megabytes)
-        return {**found, "rows": len(counts), "targets": sum(counts.values()), "bytes": list(sizes)}
+            result: dict[str, Any] = {"data": dict.fromkeys(stage.dataset_names, after)}
+        else:
+            loaded = stage.teacher if isinstance(stage.teacher, ModelSpec) else None
+            result, prepared = self._rows(stage, tokenizer, loaded)
+            rows = Rows(prepared, len(tokenizer), tokenizer.pad_token_id or 0)
+            if len(prepared) == len(stage.dataset_names):
+                result |= _kept(stage, prepared, tokenizer)
+        if device is None or not isinstance(stage.teacher, ModelSpec):
+            return result
+        return {**result, **predict_store(lambda: store_setup(stage, self.sources, rows), device)}
 
     def _rows(
         self,
@@ -287,52 +273,15 @@ def _described(dataset: PreparedDataset, tokenizer: PreTrainedTokenizerBase) -> 
     }
 
 
-def render(result: dict[str, Any]) -> str:
-    """The plan as text for a terminal."""
-    lines = [f"{result['name']} -> {result['directory']}, seed {result['seed']}"]
-    for name, stage in result["stages"].items():
-        reads = f", reads {', '.join(stage['reads'])}" if stage["reads"] else ""
-        state = " (done)" if stage["done"] else ""
-        if stage["changed"]:
-            state = f" (finished with another recipe or other data; a run needs --redo {name})"
-        lines += ["", f"{name}: {stage['kind']}{reads}{state}"]
-        for key, model in stage["models"].items():
-            parts = [str(model[part]) for part in ("path", "architecture", "dtype") if model.get(part)]
-            if model.get("adapter"):
-                parts[0] += f" with {model['adapter']}"
-            lines.append(f"  {key}: {', '.join([*parts, _amount(model['parameters'], 'parameters')])}")
-        for dataset, data in stage.get("data", {}).items():
-            lines += _dataset_lines(dataset, data)
-        if "bytes" in stage:
-            low, high = (f"{size / 1e6:,.1f}" for size in stage["bytes"])
-            size = low if low == high else f"{low} to {high}"
-            lines.append(f"  the store: {_amount(stage['targets'], 'targets')}, {size} MB")
-        lines += [f"  {suite}: {what}" for suite, what in stage.get("suites", {}).items()]
-        if "rows_per_epoch" in stage:
-            steps = f", {stage['steps_per_epoch']:,} steps of {stage['rows_per_step']}" if "epoch" in stage else ""
-            lines.append(f"  an epoch: {_amount(stage['rows_per_epoch'], 'rows')}{steps}")
-        for dataset, share in stage.get("epoch", {}).items():
-            lines.append(f"    {dataset}: " + ", ".join(_amount(count, what) for what, count in share.items()))
-    return "\n".join(lines)
+def _kept(
+    stage: StoreStage, prepared: dict[str, PreparedDataset], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    """Rows and targets that are stored, and the least and the most bytes of them."""
+    from preceptor.stages.stores import mode_for
+    from preceptor.teachers.store_files import bytes_of
+    from preceptor.teachers.store_writer import StoredRow
 
-
-def _dataset_lines(name: str, data: Any) -> list[str]:
-    if isinstance(data, str):
-        return [f"  {name}: {data}"]
-    counts = ", ".join(_amount(data[what], what) for what in ("rows", "tokens", "targets"))
-    kept = "".join(f", {data[what]:,} {what}" for what in ("holdout", "test") if data[what])
-    dropped = "".join(f"; dropped {count:,}: {reason}" for reason, count in data["dropped"].items())
-    sample = data["sample"] or "no row"
-    return [f"  {name}: {counts}{kept}{dropped}", "    " + _short(sample).replace("\n", "\n    ")]
-
-
-def _short(sample: str, limit: int = 1200) -> str:
-    if len(sample) <= limit:
-        return sample
-    return f"{sample[: limit // 2]} … {sample[-limit // 2 :]}"
-
-
-def _amount(value: Any, what: str) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g} {what}"
-    return f"{value:,} {what}" if isinstance(value, int) else str(value)
+    rows = [row for data in prepared.values() for part in (data.train, data.holdout, data.test) for row in part]
+    counts = {StoredRow.of(row).name: row.target_count for row in rows}  # equal rows are stored once
+    sizes = bytes_of(mode_for(stage, tokenizer), len(counts), sum(counts.values()), stage.shard_megabytes)
+    return {"rows": len(counts), "targets": sum(counts.values()), "bytes": list(sizes)}
