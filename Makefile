@@ -52,6 +52,7 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	@$(BIN)/python benchmarks/step.py
+	@$(BIN)/python benchmarks/growth.py
 	@$(BIN)/python benchmarks/routed.py
 	@$(BIN)/python benchmarks/stored.py
 	@$(BIN)/python benchmarks/answers.py
