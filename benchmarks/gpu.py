@@ -16,18 +16,20 @@ import argparse
 import importlib
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
 import time
 import traceback
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-SECONDS = {"environment": 25, "checks": 125, "attention": 110, "steps": 175, "linear": 80, "plan": 25}
-"""Sections in order, and how much of nine minutes each may take."""
+SECONDS = {"environment": 60, "checks": 90, "attention": 110, "steps": 175, "linear": 75, "plan": 30}
+"""Sections in order, and how much of nine minutes each may take; the first imports of a fresh machine are slow."""
 PACKAGES = ("torch", "transformers", "triton", "accelerate", "bitsandbytes", "torchao", "liger-kernel", "trl")
 
 
@@ -129,16 +131,27 @@ def run_all(sections: list[str], out: Path, seconds: float, *, rehearse: bool) -
         print(f"{time.time() - begun:5.0f} s  {name}, until {ends[name]:.0f} s", file=sys.stderr, flush=True)
         command = [sys.executable, str(HERE / "gpu.py"), "--child", name, str(until), "--out", str(out)]
         try:
-            code = subprocess.run(
-                [*command, *(["--rehearse"] if rehearse else [])],
-                timeout=max(1.0, until - time.time() + 10),
-                check=False,
-            ).returncode
+            code = in_group([*command, *(["--rehearse"] if rehearse else [])], max(1.0, until - time.time() + 10))
         except subprocess.TimeoutExpired:
             Report(out / "gpu.json").failed(name, "did not end in time; what it had measured is kept")
             continue
         if code:
             Report(out / "gpu.json").failed(name, f"its process ended with {code}; what it had measured is kept")
+
+
+def in_group(command: list[str], seconds: float) -> int:
+    """The exit code of a command, which is ended with all processes it started: none may disturb the next section.
+
+    Raises:
+        subprocess.TimeoutExpired: after so many seconds.
+    """
+    process = subprocess.Popen(command, preexec_fn=os.setpgrp)
+    try:
+        return process.wait(seconds)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def main(arguments: list[str] | None = None) -> int:

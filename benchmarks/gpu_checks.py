@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from gpu_clock import Clock, Deadline
 from gpu_report import Report
 
 ROOT = Path(__file__).resolve().parents[1]
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
-"""Of ‖ours − float64‖ / ‖float64‖; in bfloat16 the gradients are rounded to three digits, whatever they were."""
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+"""Of ‖ours − float64‖ / ‖float64‖. In bfloat16 both heads' scores are rounded before the loss sees them: PyTorch's own
+way is off by up to 1.1e-2 in the head's gradient of these cases, and by 1.7e-3 in those of attention."""
 ATTENTION = [gpu_attention.Case(333, 0.6, B=2, H=8, G=2, D=128), gpu_attention.Case(130, 1.0, H=4, G=4, D=64)]
 LINEAR = [gpu_linear.Case(205, 3001, D=256), gpu_linear.Case(205, 3001, D=256, beta=0.3)]
 SMALL_ATTENTION = [gpu_attention.Case(37, 0.6, B=2, H=4, G=2, D=16)]
@@ -123,19 +125,22 @@ def pytest_says(report: Report, deadline: Deadline, *, rehearse: bool) -> None:
     folders = [str(ROOT / "tests" / name) for name in ("gpu", "oracle") if (ROOT / "tests" / name).is_dir()]
     searched = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(searched)}
-    try:
-        done = subprocess.run(
-            [*command, *folders],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            check=False,
-        )
-        output, code = done.stdout + done.stderr, done.returncode
-    except subprocess.TimeoutExpired as expired:
-        output, code = _text(expired.stdout) + _text(expired.stderr), None
+    # A file and no pipe: of a pipe its end is waited for, and workers may hold it open after a timeout.
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        try:
+            code = subprocess.run(
+                [*command, *folders],
+                cwd=ROOT,
+                env=environment,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                timeout=seconds,
+                check=False,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = None
+        said.seek(0)
+        output = said.read()
     lines = [line for line in output.strip().splitlines() if line.strip()] or ["no output"]
     says = "did not end in time" if code is None else lines[-1]
     # 5: no test was collected.
@@ -147,8 +152,4 @@ def _workers() -> list[str]:
     import importlib.util
 
     parallel = importlib.util.find_spec("xdist") is not None
-    return ["-n", "6"] if parallel else []
-
-
-def _text(output: str | bytes | None) -> str:
-    return output.decode(errors="replace") if isinstance(output, bytes) else output or ""
+    return ["-n", "8"] if parallel else []

@@ -1,6 +1,6 @@
 """Time and peak memory on one device, and the time that is left.
 
-On a GPU a step is timed between two events. Before the first of them the device is given half a millisecond of other
+On a GPU a step is timed between two events. Before the first of them the device is given a millisecond of other
 work, which also empties its cache: the step's launches are then queued by the time it starts, so that a short kernel's
 time is its own and not Python's. Ways that are compared run in turn, round after round.
 """
@@ -88,13 +88,14 @@ class Clock:
     def _busy(self) -> None:
         if self._before is None:
             self._before = torch.empty(CACHE_BYTES, dtype=torch.uint8, device=self.device)
-        for _ in range(4):
+        for _ in range(8):
             self._before.zero_()
 
     def peak(self, step: Step) -> tuple[float | None, float | None]:
         """Gigabytes allocated at the peak of a step, and above what was allocated before; on a CPU None, not run."""
         if not self._cuda:
             return None, None
+        self._before = None  # what keeps the device busy is no part of a step
         gc.collect()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

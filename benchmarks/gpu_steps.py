@@ -9,6 +9,8 @@ is recomputed) over the matmul rate measured on this device.
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -50,7 +52,7 @@ def optimizer(model: nn.Module) -> tuple[str, Step, list[Tensor]]:
 
 
 def steps(student: Any, teacher: Any, batch: TokenBatch, *, objectives: dict[str, Objective]) -> dict[str, Step]:
-    """The ways of `WAYS`; each leaves no gradient behind."""
+    """The ways of `WAYS`; each leaves no gradient behind, and takes away what one that failed left."""
     device = batch.input_ids.device
     labels = torch.full_like(batch.input_ids, -100)
     labels[:, 1:] = torch.where(batch.target_mask[:, :-1], batch.input_ids[:, 1:], -100)
@@ -64,6 +66,7 @@ def steps(student: Any, teacher: Any, batch: TokenBatch, *, objectives: dict[str
         teacher.model(input_ids=batch.input_ids, use_cache=False)
 
     def sft() -> None:
+        student.zero_grad()
         with autocast():
             loss = student(input_ids=batch.input_ids, labels=labels, use_cache=False).loss
         loss.backward()
@@ -71,6 +74,7 @@ def steps(student: Any, teacher: Any, batch: TokenBatch, *, objectives: dict[str
 
     def ours(objective: Objective) -> Step:
         def step() -> None:
+            student.zero_grad()
             # Made anew each time, as a collator would: what a batch derives from its masks is part of the step.
             fresh = TokenBatch.from_inputs(vars(batch))
             with objective.listening():
@@ -119,6 +123,10 @@ def run(report: Report, clock: Clock, deadline: Deadline, *, rehearse: bool, rat
             report.add("steps", {"way": "teacher", "teacher": TEACHERS[how], "note": f"not importable: {error}"})
         except torch.OutOfMemoryError as error:
             report.add("steps", {"way": "models", "teacher": TEACHERS[how], "note": f"does not fit: {error}"[:200]})
+        except Exception:
+            # The other teachers' steps are worth having.
+            print(traceback.format_exc(), file=sys.stderr, flush=True)
+            report.failed("steps", traceback.format_exc())
         clock.empty()
 
 

@@ -19,45 +19,17 @@ import torch
 from accelerate.utils import AutocastKwargs, DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.integrations import deepspeed
 
-from preceptor.distributed import world_size
+from preceptor.engine_checks import check_plugin, wants_fsdp
 from preceptor.errors import InputError
 from preceptor.models.sharding import is_adapted, is_sharded, shard_ends, whole_state
+from preceptor.models.taps import replaced
 from preceptor.sharded_state import has_shards, load_optimizer, load_weights, save_shards
 
 _SCHEDULER = "scheduler.pt"
 _OF_DEEPSPEED = "latest"  # a file of its checkpoints
-
-
-def wants_fsdp(args: TrainingArguments) -> bool:
-    """Whether FSDP was asked for, in the arguments or by `accelerate launch`."""
-    return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-
-
-def shards_student(args: TrainingArguments) -> bool:
-    """Whether no process will have the student's weights whole: FSDP, or DeepSpeed's ZeRO-3."""
-    config = getattr(args, "hf_deepspeed_config", None)
-    return wants_fsdp(args) or (config is not None and bool(config.is_zero3()))
-
-
-def check_engine(model: nn.Module, args: TrainingArguments) -> None:
-    """Raises InputError for an engine that cannot train `model` here."""
-    if not wants_fsdp(args):
-        return
-    if args.deepspeed:
-        raise InputError("training: has both `fsdp` and `deepspeed`; keep one of them")
-    if world_size() == 1:
-        raise InputError(
-            "training.fsdp: shards the student over several processes, and this is the only one; start them with "
-            "torchrun or accelerate launch, or remove `fsdp`"
-        )
-    if getattr(model, "hf_device_map", None) is not None:
-        raise InputError(
-            "student: `device_map` and FSDP both decide where its weights are; remove `device_map`, or `fsdp` of "
-            "`training`"
-        )
 
 
 @contextmanager
@@ -91,7 +63,7 @@ class EngineTrainer(Trainer):
         if not self.is_fsdp_enabled:
             return
         plugin = self.accelerator.state.fsdp_plugin
-        _check_plugin(plugin)
+        check_plugin(plugin)
         low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
         # Autocast computes; gathering layers in its dtype spares it a copy of every weight from forward to backward,
         # and the links half their traffic. Gradients are summed, over micro-batches and ranks, in float32.
@@ -159,7 +131,8 @@ class EngineTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
         elif not _internal_call:  # a checkpoint has its shards
             weights = self.whole_weights()
-            self._save(output_dir, state_dict=weights)
+            if self.is_world_process_zero():  # which alone has them
+                self._save(output_dir, state_dict=weights)
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 
@@ -174,6 +147,29 @@ class EngineTrainer(Trainer):
             f"{ours or 'one process or DDP'}, which cannot go on from it; take that engine again, or delete the "
             "checkpoints to start over"
         )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """As Trainer's, under the names that weights have in the model.
+
+        Trainer writes a mixture's experts under their published names and reads back by the model's: a resumed run
+        would go on with the experts and routers it began with, after no more than a warning.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        if not isinstance(model, PreTrainedModel):
+            super()._save(output_dir, state_dict)
+            return
+        with replaced(model, "save_pretrained", partial(model.save_pretrained, save_original_format=False)):
+            super()._save(output_dir, state_dict)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Trainer warns of weights that a checkpoint lacks and trains on from others; here that is an end."""
+        missing = set(load_result.missing_keys)
+        names: dict[int, set[str]] = {}  # of each parameter: tied ones have several, of which one is stored
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), set()).add(name)
+        lost = sorted(min(known) for known in names.values() if known <= missing)
+        if lost:
+            raise RuntimeError(f"the checkpoint lacks {len(lost)} of the model's weights, first {lost[0]!r}")
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_fsdp_enabled:
@@ -209,19 +205,6 @@ class EngineTrainer(Trainer):
             super()._load_best_model()
             return
         load_weights(best, self.accelerator.unwrap_model(self.model))
-
-
-def _check_plugin(plugin: Any) -> None:
-    if plugin.fsdp_version != 2:
-        raise InputError(
-            "training.fsdp_config: version 1 of FSDP keeps no weight in its own shape, and the losses need the head's; "
-            "write `version: 2` (accelerate launch: --fsdp_version 2)"
-        )
-    if plugin.activation_checkpointing:
-        raise InputError(
-            "training.fsdp_config: `activation_checkpointing` is FSDP's own way of recomputing layers; write "
-            "`gradient_checkpointing: true` into `training` instead"
-        )
 
 
 def _prepare_once(accelerator: Any, prepare: Any, *objects: Any, **how: Any) -> Any:

@@ -48,6 +48,12 @@ def did_you_mean(word: object, options: Iterable[object]) -> str:
     return f" (did you mean {lowered[near[0]]!r}?)" if near else ""
 
 
+def first_sentence(error: BaseException) -> str:
+    """The first line of another library's message, for use inside brackets of ours."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].strip().rstrip(".:;")
+
+
 def shown(value: object, limit: int = 60) -> str:
     """The value as a message shows it: its repr, cut in the middle beyond `limit` characters."""
     text = repr(value)

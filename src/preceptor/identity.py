@@ -74,7 +74,7 @@ _IGNORED_KEYS = frozenset(
     )
 )
 _IGNORED_PREFIXES = ("logging_", "ddp_", "hub_")
-_FILE_KEYS = ("deepspeed", "fsdp_config")  # keys of `training:` whose value may be the path of a file
+_FILE_KEY = "deepspeed"  # the key of `training:` whose value may be the path of a file
 _NEVER_READ = (".pyc", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".md")
 
 
@@ -195,7 +195,7 @@ def _spec_document(recipe: Recipe, name: str) -> dict[str, Any]:
             for key, value in training.items()
             if key not in _IGNORED_KEYS - counted
             and not key.startswith(ignored)
-            and not (key in _FILE_KEYS and isinstance(value, str))  # of these the content is read
+            and not (key == _FILE_KEY and isinstance(value, str))  # of this the content is read
         }
     for key in models_of(stage):
         holder: Any = spec
@@ -274,11 +274,8 @@ class _Inputs:
                 folders = [str(local_path(folder, self.recipe.folder)) for folder in stage.tasks.include]
                 outside = task_files(stage.tasks.model_copy(update={"include": folders}))
                 inputs["tasks.data"] = [self.hashes.content(file) for file in outside]
-        if isinstance(stage, TrainingStage):
-            for setting in _FILE_KEYS:
-                if isinstance(value := stage.training.get(setting), str):
-                    content = self._training_file(f"stages.{self.name}.training.{setting}", value)
-                    inputs |= {} if setting in _IGNORED_KEYS else {f"training.{setting}": content}
+        if isinstance(stage, TrainingStage) and isinstance(value := stage.training.get(_FILE_KEY), str):
+            inputs[f"training.{_FILE_KEY}"] = self._training_file(f"stages.{self.name}.training.{_FILE_KEY}", value)
         return inputs
 
     def _training_file(self, where: str, text: str) -> str | None:

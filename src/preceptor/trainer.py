@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,15 @@ from preceptor.checkpoints import ASIDE, SaveLast, last_checkpoint, publish_chec
 from preceptor.data.chat import EncodedRow
 from preceptor.data.collator import Collator, filler_row
 from preceptor.data.mixture import Mixture, MixtureSampler
-from preceptor.distributed import world_size
-from preceptor.engine import EngineTrainer, check_engine
+from preceptor.engine import EngineTrainer
+from preceptor.engine_checks import check_engine
 from preceptor.errors import InputError
 from preceptor.evaluation.measure import TermSums, by_length, measure
 from preceptor.files import verify_directory, write_atomic
 from preceptor.metrics import StepMetrics
 from preceptor.models.compiled import compile_layers, compile_no_model, compile_options
 from preceptor.models.sharding import reshard
-from preceptor.models.taps import replaced, text_config
+from preceptor.models.taps import text_config
 from preceptor.objective import Objective
 from preceptor.signals import Teacher, TokenBatch
 
@@ -70,16 +69,6 @@ class DistillationTrainer(EngineTrainer):
         processing_class: PreTrainedTokenizerBase | None = None,
         **kwargs: Any,
     ) -> None:
-        if args.n_gpu > 1:
-            raise InputError(
-                f"{args.n_gpu} GPUs are visible to one process, which would train with nn.DataParallel; start one "
-                "process per GPU with torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES"
-            )
-        if world_size() > 1 and args.world_size == 1:
-            raise InputError(
-                f"{world_size()} processes were started, but each would train alone: no accelerator was found; set "
-                "use_cpu=True in TrainingArguments to train on CPUs together"
-            )
         check_engine(model, args)
         compiling = compile_options(args)
         _check_precision(model, args)
@@ -267,29 +256,6 @@ class DistillationTrainer(EngineTrainer):
         with self.step_metrics.paused():
             self._write_checkpoint(model, trial)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """As Trainer's, under the names that weights have in the model.
-
-        Trainer writes a mixture's experts under their published names and reads back by the model's: a resumed run
-        would go on with the experts and routers it began with, after no more than a warning.
-        """
-        model = self.accelerator.unwrap_model(self.model)
-        if not isinstance(model, PreTrainedModel):
-            super()._save(output_dir, state_dict)
-            return
-        with replaced(model, "save_pretrained", partial(model.save_pretrained, save_original_format=False)):
-            super()._save(output_dir, state_dict)
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Trainer warns of weights that a checkpoint lacks and trains on from others; here that is an end."""
-        missing = set(load_result.missing_keys)
-        names: dict[int, set[str]] = {}  # of each parameter: tied ones have several, of which one is stored
-        for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            names.setdefault(id(parameter), set()).add(name)
-        lost = sorted(min(known) for known in names.values() if known <= missing)
-        if lost:
-            raise RuntimeError(f"the checkpoint lacks {len(lost)} of the model's weights, first {lost[0]!r}")
-
     def _write_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._writing = True
         try:
@@ -311,7 +277,13 @@ class DistillationTrainer(EngineTrainer):
 
 
 def _check_precision(model: nn.Module, args: TrainingArguments) -> None:
-    """bf16 weights trained with a plain optimiser lose most updates at the paper's learning rate."""
+    """Packed weights cannot be trained, and bf16 ones lose most updates at the paper's learning rate."""
+    packed = isinstance(model, PreTrainedModel) and getattr(model, "is_quantized", False)
+    if packed and not getattr(getattr(model, "hf_quantizer", None), "is_qat_trainable", False):
+        raise InputError(
+            "student: its checkpoint is quantised, and quantised weights cannot be trained themselves; train an "
+            "adapter on it (`lora: {r: 16}`), or start from the checkpoint that was not quantised"
+        )
     low = {p.dtype for p in model.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)}
     if low:
         given = str(next(iter(low))).removeprefix("torch.")

@@ -20,7 +20,7 @@ from invariant import routed, steps, trainers
 from preceptor import Attention, Logits, ModelTeacher, NextToken, Objective, RoutedTeacher
 from preceptor.data.chat import EncodedRow
 from preceptor.data.collator import Collator
-from preceptor.engine import wants_fsdp
+from preceptor.engine_checks import wants_fsdp
 from preceptor.models.sharding import shard, whole_state
 from preceptor.trainer import DistillationTrainer
 
@@ -112,14 +112,17 @@ CHECKPOINTING = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs"
 CASES: dict[str, dict[str, Any]] = {
     "tied": {"tied": True},
     "untied": {"tied": False},
-    "untied, checkpointed": {"tied": False, **CHECKPOINTING},
-    "tied, the teacher whole": {"tied": True, "sharded": False},
+    "tied, checkpointed, the teacher whole": {"tied": True, "sharded": False, **CHECKPOINTING},
 }
 LAUNCHED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 """What `accelerate launch --use_fsdp --fsdp_version 2` leaves in the environment."""
 ADAMW: dict[str, Any] = {
     "optim": "adamw_torch", "weight_decay": 0.3, "learning_rate": 0.01, "per_device_train_batch_size": 1,
     "lr_scheduler_type": "cosine",
+}  # fmt: skip
+BEST: dict[str, Any] = {
+    "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1,
+    "load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False,
 }  # fmt: skip
 
 
@@ -130,12 +133,9 @@ def on_rank(rank: int, folder: Path) -> None:
         trainer.train()
         found[name] = whole_state(trainer.model)
     os.environ.update(LAUNCHED)
-    trainer = kd(folder / "kd", tied=False)
+    found["clipped"] = clipped(folder, sharded=True)
     for name in LAUNCHED:
         del os.environ[name]
-    trainer.train()
-    found["launched"] = whole_state(trainer.model)
-    found["clipped"] = clipped(folder, fsdp=True)
     found |= routing(folder)
     found["bf16"] = low_precision(folder, fsdp=True)
     found["coarse"] = [coarse(folder, one_taught=one_taught) for one_taught in (False, True)]
@@ -146,8 +146,8 @@ def on_rank(rank: int, folder: Path) -> None:
 
 
 def clipped(folder: Path, **settings: Any) -> dict[str, Any]:
-    """Weights and gradient norms of steps whose gradients are clipped."""
-    trainer = kd(folder / "clipped", tied=False, sharded="fsdp" in settings, max_grad_norm=2.0, **settings)
+    """Weights and gradient norms of steps whose gradients are clipped; under FSDP because the launcher says so."""
+    trainer = kd(folder / "clipped", tied=False, max_grad_norm=2.0, **settings)
     trainer.train()
     norms = [line["grad_norm"] for line in trainer.state.log_history if "grad_norm" in line]
     return {"weights": weights(trainer), "norms": norms}
@@ -253,10 +253,11 @@ def resumed(folder: Path) -> dict[str, Any]:
 
 
 def evaluated(folder: Path, **settings: Any) -> dict[str, float]:
-    """The objective on held-out rows, before and after a training."""
-    trainer = kd(folder / "evaluated", tied=False, sharded="fsdp" in settings, max_steps=2, **settings)
+    """The objective on held-out rows before and after a training, which goes back to the first of its checkpoints."""
+    trainer = kd(folder / "evaluated", tied=False, sharded="fsdp" in settings, max_steps=2, **BEST, **settings)
     before = trainer.evaluate()
     trainer.train()
     after = trainer.evaluate(metric_key_prefix="after")
     assert json.dumps(before)
-    return {**before, **after}
+    first, second = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
+    return {**before, **after, "first": first, "second": second}

@@ -27,15 +27,20 @@ from preceptor.teachers import ModelTeacher
 
 TRACED = CompileOptions("eager")  # the forward's graph, run by torch itself
 CUT = CompileOptions("aot_eager")  # the backward's too, each with what it needs of the other
-CHECKPOINTING = {"plain": (None, TRACED), "reentrant": (True, TRACED), "checkpointed": (False, CUT)}
+CHECKPOINTING = {"plain": None, "reentrant": True, "checkpointed": False}
 
 
 @pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    counters.clear()
+def whole() -> Iterator[None]:
     yield
     assert not counters["graph_break"]
+
+
+@pytest.fixture
+def fresh() -> None:
+    """No graph yet, so that those of the test can be counted."""
+    torch._dynamo.reset()
+    counters.clear()
 
 
 def graphs() -> int:
@@ -74,33 +79,27 @@ def check_equal(got: Any, expected: Any) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize("kind", CHECKPOINTING)
 def test_losses_and_gradients(kind: str) -> None:
     student, teacher = steps.models(True, torch.float32)
     objective, teaches = steps.objective(), ModelTeacher(teacher)
     objective.prepare(student, teaches)
-    expected = run(objective, student, teaches, batches())  # checkpointing is off: it changes nothing
-    reentrant, options = CHECKPOINTING[kind]
-    if reentrant is not None:
-        student.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    given = batches("left" if kind == "plain" else "right")
+    expected = run(objective, student, teaches, given)  # checkpointing is off: it changes nothing
+    if CHECKPOINTING[kind] is not None:
+        student.gradient_checkpointing_enable({"use_reentrant": CHECKPOINTING[kind]})
         student.enable_input_require_grads()
-    compile_layers(student, options, name="student")
+    compile_layers(student, TRACED, name="student")
+    if kind == "plain":
+        compile_layers(teacher, TRACED, name="teacher")
     student.train()
-    check_equal(run(objective, student, teaches, batches()), expected)
-    # Layers share a graph, and so do lengths; reentrant checkpointing's first pass has one of its own.
-    assert graphs() == (2 if kind == "reentrant" else 1)
+    check_equal(run(objective, student, teaches, given), expected)
+    # Layers of a model share a graph, and so do lengths; reentrant checkpointing's first pass has one of its own.
+    assert graphs() == {"plain": 2, "reentrant": 2, "checkpointed": 1}[kind]
 
 
-def test_a_compiled_teacher() -> None:
-    student, teacher = steps.models(True, torch.float32)
-    objective, teaches = steps.objective(), ModelTeacher(teacher)
-    objective.prepare(student, teaches)
-    expected = run(objective, student, teaches, batches("left"))
-    compile_layers(teacher, TRACED, name="teacher")
-    check_equal(run(objective, student, teaches, batches("left")), expected)
-    assert graphs() == 1
-
-
+@pytest.mark.usefixtures("fresh")
 def test_an_adapter_on_the_teacher_s_own_weights() -> None:
     """The teacher is the student with its adapter off: both run the same compiled layers."""
     from peft import LoraConfig, get_peft_model
@@ -121,23 +120,24 @@ def test_an_adapter_on_the_teacher_s_own_weights() -> None:
     assert graphs() == 3  # the student's first layer has an input without gradient, the others have not
 
 
-@pytest.mark.parametrize("checkpointing", [None, True], ids=["plain", "reentrant"])
-def test_routers(checkpointing: bool | None) -> None:
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize(("reentrant", "options"), [(True, TRACED), (False, CUT)], ids=["reentrant", "checkpointed"])
+def test_routers(reentrant: bool, options: CompileOptions) -> None:
     student, teacher = toys.sparse("mixtral", 1, sharpness=2), ModelTeacher(toys.llama(2, sharpness=2))
     student.set_experts_implementation("batched_mm")  # torch 2.11 cannot trace grouped_mm
     objective = Objective([Logits(), Attention(2.0), RouterBalance(0.5)])
     objective.prepare(student, teacher)
     given = batches()[:2]
     expected = run(objective, student, teacher, given)
-    if checkpointing is not None:
-        student.gradient_checkpointing_enable({"use_reentrant": checkpointing})
-        student.enable_input_require_grads()
-    compile_layers(student, CUT if checkpointing is None else TRACED, name="student")
+    student.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    student.enable_input_require_grads()
+    compile_layers(student, options, name="student")
     student.train()
     check_equal(run(objective, student, teacher, given), expected)
-    assert graphs() == (1 if checkpointing is None else 2)
+    assert graphs() == (2 if reentrant else 1)
 
 
+@pytest.mark.usefixtures("fresh")
 def test_trainer(tmp_path: Path) -> None:
     logs = []
     for more in ({}, {"torch_compile": True, "torch_compile_backend": "eager"}):
@@ -153,9 +153,9 @@ def test_trainer(tmp_path: Path) -> None:
 def test_two_ranks(tmp_path: Path) -> None:
     """DDP, and FSDP2 with reentrant checkpointing, whose hooks stand around the compiled layers."""
     on_two_ranks(compiled_ranks.on_rank, tmp_path)
-    for engine, _ in compiled_ranks.CASES:
-        eager, compiled = (torch.load(tmp_path / f"{engine}-{how}", weights_only=True) for how in ("eager", "compiled"))
-        check_equal(compiled, eager)
+    eager, *compiled = (torch.load(tmp_path / name, weights_only=True) for name in compiled_ranks.CASES)
+    for weights in compiled:
+        check_equal(weights, eager)
 
 
 class Compiled:
@@ -171,13 +171,27 @@ class Compiled:
     def forward(self, batch: TokenBatch) -> Any:
         return self.objective(self.student, batch, self.teacher(batch, self.objective.needs))
 
+    def expected(self, given: list[TokenBatch]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+        return run(self.objective, self.eager, self.teacher, given)
 
-def test_two_forwards_may_be_in_flight_and_nothing_outlives_them() -> None:
-    it, given = Compiled(), batches()[:2]
-    batch = given[0]
-    check_equal(it.student(batch.input_ids).logits, it.eager(batch.input_ids).logits)  # outside, without any tap
 
-    expected = run(it.objective, it.eager, it.teacher, given)[1]
+@pytest.fixture(scope="module")
+def compiled() -> Compiled:
+    """With the graphs of the tests before."""
+    return Compiled()
+
+
+@pytest.fixture
+def it(compiled: Compiled) -> Iterator[Compiled]:
+    compiled.student.zero_grad()
+    yield compiled
+    compiled.student.gradient_checkpointing_disable()
+    compiled.student.eval()
+
+
+def test_two_forwards_may_be_in_flight_and_nothing_outlives_them(it: Compiled) -> None:
+    given = batches()[:2]
+    expected = it.expected(given)[1]
     with it.objective.listening():
         losses = [it.forward(batch).loss for batch in given]
         gc.collect()  # what the compiler leaves of the forward it traced
@@ -198,17 +212,53 @@ def observers() -> list[Any]:
     return list(opaque._observers.values())
 
 
-def test_a_term_that_is_only_measured() -> None:
-    it, given = Compiled(), batches()
-    it.objective = Objective([Logits(), Attention(weight=0.0)])
-    it.objective.prepare(it.eager, it.teacher)
-    expected = run(it.objective, it.eager, it.teacher, given)
-    check_equal(run(it.objective, it.student, it.teacher, given), expected)
+def test_a_term_that_is_only_measured(it: Compiled) -> None:
+    given = batches()
+    objective = Objective([Logits(), Attention(weight=0.0)])
+    objective.prepare(it.eager, it.teacher)
+    expected = run(objective, it.eager, it.teacher, given)
+    check_equal(run(objective, it.student, it.teacher, given), expected)
 
 
-def test_a_gradient_that_could_not_be_added_is_an_error() -> None:
+def test_autocast(it: Compiled) -> None:
+    """Queries and keys are seen as attention multiplies them, and the operators' gradients are cast as autograd's."""
+    found = []
+    with torch.autocast("cpu", torch.bfloat16):
+        for student in (it.eager, it.student):
+            found.append(run(it.objective, student, it.teacher, batches()[:1]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-2, atol=1e-3)
+    assert {grad.dtype for grad in found[1][1][0].values()} == {torch.float32}
+
+
+def test_a_failed_forward_leaves_nothing(it: Compiled) -> None:
+    given = batches()[:1]
+    hook = it.student.model.layers[1].register_forward_pre_hook(_fail)
+    with pytest.raises(ZeroDivisionError), it.objective.listening():
+        it.forward(given[0])
+    hook.remove()
+    gc.collect()
+    assert not observers()
+    check_equal(run(it.objective, it.student, it.teacher, given), it.expected(given))
+
+
+def _fail(*_: Any) -> None:
+    raise ZeroDivisionError
+
+
+def test_outside_the_objective_it_generates(it: Compiled) -> None:
+    """With a cache of keys and values, and without any tap."""
+    ids = batches()[0].input_ids
+    found = []
+    with torch.no_grad():
+        for student in (it.eager, it.student):
+            before = student(ids[:, :4], use_cache=True)
+            found.append([before.logits, student(ids[:, 4:6], past_key_values=before.past_key_values).logits])
+    check_equal(found[1], found[0])
+
+
+def test_a_gradient_that_could_not_be_added_is_an_error(it: Compiled) -> None:
     """The layers are run back without the head, so nothing says by how much the loss is scaled."""
-    it, batch = Compiled(), batches()[0]
+    batch = batches()[0]
     it.student.gradient_checkpointing_enable({"use_reentrant": False})
     it.student.train()
     states: list[Tensor] = []
@@ -223,13 +273,13 @@ def test_a_gradient_that_could_not_be_added_is_an_error() -> None:
         got.loss.backward()
 
 
-def test_a_copy_has_layers_of_its_own() -> None:
-    it, batch = Compiled(), batches()[0]
-    other = copy.deepcopy(it.student)
+def test_a_copy_has_layers_of_its_own(it: Compiled) -> None:
+    batch = batches()[0]
+    other, eager = copy.deepcopy(it.student), copy.deepcopy(it.eager)
     with torch.no_grad():
         other.model.layers[0].mlp.down_proj.weight.zero_()
-        it.eager.model.layers[0].mlp.down_proj.weight.zero_()
-        check_equal(other(batch.input_ids).logits, it.eager(batch.input_ids).logits)
+        eager.model.layers[0].mlp.down_proj.weight.zero_()
+        check_equal(other(batch.input_ids).logits, eager(batch.input_ids).logits)
 
 
 def test_what_is_lent_is_copied() -> None:

@@ -116,6 +116,17 @@ def test_experts_in_a_loop() -> None:
     assert compiles(model)
 
 
+def test_quantised_experts() -> None:
+    model = toys.sparse("mixtral", 0)
+    model.config.quantization_config = {"quant_method": "bitsandbytes"}
+    with pytest.raises(InputError) as caught:
+        compile_layers(model, EAGER, name="student")
+    assert str(caught.value) == (
+        "training.torch_compile: the experts of student are called in a loop over those that are chosen, which no "
+        "graph can hold; leave `torch_compile` out"
+    )
+
+
 class Peeking(nn.Module):
     """Decides by a value, which no graph can."""
 

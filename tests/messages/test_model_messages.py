@@ -276,6 +276,27 @@ def test_a_device_that_is_none(model: Path) -> None:
     )
 
 
+def test_an_adapter_on_weights_that_wait_on_disk(model: Path, tmp_path: Path) -> None:
+    places = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu", "lm_head": "disk"}
+    places |= {f"model.layers.{layer}": "disk" for layer in range(2)}
+    spec = ModelSpec(path=str(model), adapter=str(adapter(tmp_path / "adapter")), device_map=places)
+    message = refusal(spec)
+    assert message.startswith(
+        "adapter 'ADAPTER': could not be put on the model 'MODEL', whose `device_map` leaves weights in main memory or "
+        "on disk until they are used ("
+    )
+    assert message.endswith("); leave the `device_map` out, or merge the adapter into the model first")
+
+
+@pytest.mark.parametrize("stored", ["bitsandbytes", "gptq"])
+def test_a_quantised_checkpoint_is_not_quantised_anew(model: Path, stored: str) -> None:
+    edit_config(model, quantization_config={"quant_method": stored, "load_in_4bit": True, "bits": 4})
+    assert refusal(ModelSpec(path=str(model), quantization={"load_in_8bit": True})) == (
+        f"model 'MODEL': `quantization` is given, but its weights are stored quantised ({stored}) and stay as they "
+        "are; leave it out, or give the model that they were made of"
+    )
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_quantisation_library_not_installed(model: Path, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"transformers.quantizers.quantizer_bnb_{bits}bit.is_bitsandbytes_available", lambda: False)

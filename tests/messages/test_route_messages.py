@@ -47,7 +47,7 @@ stages:
     on: [general, shop]
 """
 SHARES = "[{model: stage:expert, weight: 0.5}, {model: stage:kd, weight: 0.5}]"
-PATHS = "path, revision, dtype, quantization, adapter, device_map or trust_remote_code"
+PATHS = "path, revision, dtype, quantization, adapter, device_map, sharded or trust_remote_code"
 
 # what is wrong: (text in GOOD, what replaces it, the sentence after "FILE:")
 CASES: dict[str, tuple[str, str, str]] = {

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
+from torch.testing._internal.two_tensor import TwoTensor
 
 import toys
-from preceptor.engine import EngineTrainer, _check_plugin, check_engine
+from preceptor.engine import EngineTrainer
+from preceptor.engine_checks import check_engine, check_plugin
 from preceptor.errors import InputError
 from preceptor.models.sharding import shard
 from preceptor.stages.build import check_training
@@ -89,12 +91,36 @@ CASES: dict[str, tuple[str, str, str]] = {
         "10: stages.kd.training.fsdp_config.state_dict_type is not used here; remove it; checkpoints are always "
         "written in shards, and finished models whole",
     ),
+    "FSDP 1's way to ask for it": (
+        TRAINING,
+        "{fsdp: full_shard auto_wrap}",
+        "10: stages.kd.training.fsdp is 'full_shard auto_wrap', and accepted are true and false; what FSDP 1 had there "
+        "goes into `fsdp_config`",
+    ),
+    "settings in a file": (
+        TRAINING,
+        "{fsdp: true, fsdp_config: fsdp.json}",
+        "10: stages.kd.training.fsdp_config is 'fsdp.json', and accepted is a mapping; write the file's keys here",
+    ),
+    "cut by size": (
+        TRAINING,
+        "{fsdp: true, fsdp_config: {auto_wrap_policy: SIZE_BASED_WRAP}}",
+        "10: stages.kd.training.fsdp_config.auto_wrap_policy is 'SIZE_BASED_WRAP', and accepted are "
+        "TRANSFORMER_BASED_WRAP or NO_WRAP",
+    ),
+    "a quantised student": (
+        "{path: student}\n    teacher: {path: teacher}\n    data: shop\n    training: {learning_rate: 1e-4}",
+        "{path: student, quantization: {load_in_4bit: true}}\n    lora: {r: 2}\n    teacher: {path: teacher}\n"
+        "    data: shop\n    training: {fsdp: true}",
+        "11: stages.kd.training.fsdp cuts weights by rows, and the `quantization` of student packs them; keep one of "
+        "them",
+    ),
     "an unknown setting": (
         TRAINING,
         "{fsdp: true, fsdp_config: {reshard_after_foward: true}}",
         "10: stages.kd.training.fsdp_config.reshard_after_foward is not a key of FSDP2 (did you mean "
-        "'reshard_after_forward'?); accepted are version, reshard_after_forward, cpu_offload, auto_wrap_policy, "
-        "transformer_layer_cls_to_wrap or min_num_params",
+        "'reshard_after_forward'?); accepted are version, reshard_after_forward, auto_wrap_policy or "
+        "transformer_layer_cls_to_wrap",
     ),
 }
 
@@ -167,7 +193,13 @@ def test_fsdp_of_one_process_and_of_a_spread_student(tmp_path: Path, monkeypatch
         "or accelerate launch, or remove `fsdp`"
     )
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(type(args), "world_size", 2)
     check_engine(student, args)
+    student.lm_head.weight = torch.nn.Parameter(student.lm_head.weight.to(torch.uint8), requires_grad=False)
+    assert refusal(check_engine, student, args) == (
+        "student: its weight 'lm_head.weight' is quantised and cannot be cut into shards; leave out `quantization`, or "
+        "`fsdp` of `training`"
+    )
     student.hf_device_map = {"": 0}
     assert refusal(check_engine, student, args) == (
         "student: `device_map` and FSDP both decide where its weights are; remove `device_map`, or `fsdp` of `training`"
@@ -176,14 +208,30 @@ def test_fsdp_of_one_process_and_of_a_spread_student(tmp_path: Path, monkeypatch
 
 def test_settings_that_the_launcher_chose() -> None:
     plugin = FullyShardedDataParallelPlugin(fsdp_version=1)
-    assert refusal(_check_plugin, plugin) == (
+    assert refusal(check_plugin, plugin) == (
         "training.fsdp_config: version 1 of FSDP keeps no weight in its own shape, and the losses need the head's; "
         "write `version: 2` (accelerate launch: --fsdp_version 2)"
     )
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, activation_checkpointing=True)
-    assert refusal(_check_plugin, plugin) == (
+    assert refusal(check_plugin, plugin) == (
         "training.fsdp_config: `activation_checkpointing` is FSDP's own way of recomputing layers; write "
         "`gradient_checkpointing: true` into `training` instead"
+    )
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_offload=True)
+    assert refusal(check_plugin, plugin) == "training.fsdp_config: `cpu_offload` is not used here; remove it"
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="SIZE_BASED_WRAP", min_num_params=100)
+    assert refusal(check_plugin, plugin) == (
+        "training.fsdp_config: SIZE_BASED_WRAP would cut lists of layers, which nobody calls; write "
+        "`auto_wrap_policy: TRANSFORMER_BASED_WRAP`, or remove it"
+    )
+    check_plugin(FullyShardedDataParallelPlugin(fsdp_version=2))
+
+
+def test_checkpoints_of_a_sharded_student_without_its_optimiser(tmp_path: Path) -> None:
+    args = toys.training_arguments(output_dir=str(tmp_path), use_cpu=True, fsdp=True, save_only_model=True)
+    assert refusal(check_engine, toys.llama(1), args) == (
+        "training.save_only_model: under FSDP and DeepSpeed a checkpoint has weights and optimiser states in the same "
+        "files; remove it"
     )
 
 
@@ -194,11 +242,13 @@ def test_a_teacher_that_cannot_be_cut() -> None:
         "torchrun or accelerate launch, or leave `sharded` out"
     )
     layer = model.model.layers[0].mlp.up_proj
-    layer.weight = torch.nn.Parameter(layer.weight.to(torch.uint8), requires_grad=False)
-    assert refusal(shard, model, torch.device("cpu"), name="teacher big") == (
-        "teacher big: its weight 'model.layers.0.mlp.up_proj.weight' is quantised and cannot be cut into shards; write "
-        "`sharded: false` for a whole copy on each device, or leave `quantization` out"
-    )
+    plain = layer.weight.data
+    for packed in (plain.to(torch.uint8), plain.to(torch.float8_e4m3fn), TwoTensor(plain, plain)):
+        layer.weight = torch.nn.Parameter(packed, requires_grad=False)
+        assert refusal(shard, model, torch.device("cpu"), name="teacher big") == (
+            "teacher big: its weight 'model.layers.0.mlp.up_proj.weight' is quantised and cannot be cut into shards; "
+            "write `sharded: false` for a whole copy on each device, or leave `quantization` out"
+        )
 
 
 def test_a_checkpoint_of_another_engine(tmp_path: Path) -> None:

@@ -114,8 +114,11 @@ def test_many_rows_and_weightless_ones() -> None:
     student, teacher = (make_scores(seed, batch, 1, 1, 16, SINGLE, 0.4, window=600) for seed in (1, 2))
     weight_BR = batch.targets.valid_BR.float()
     weight_BR[0, :300], weight_BR[0, 400:600], weight_BR[0, 1030:] = 0, 0, 0
-    wanted = attention_kl(student, teacher, batch.targets, weight_BR)
-    got = run(student, teacher, batch.to(torch.device(DEVICE)).targets, weight_BR, blocks=((256, 256),) * 3)
+    with implementation("torch"):
+        wanted = attention_kl(student, teacher, batch.targets, weight_BR)
+    # Few large blocks are quick in the interpreter; a device has no room for them.
+    size = 256 if DEVICE == "cpu" else 32
+    got = run(student, teacher, batch.to(torch.device(DEVICE)).targets, weight_BR, blocks=((size, size),) * 3)
     for mine, theirs in zip(_tensors(got), _tensors(wanted), strict=True):
         assert float((mine.cpu() - theirs).norm() / theirs.norm()) <= 1e-5
     assert got.dq_BHRD is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
@@ -123,6 +125,22 @@ def test_the_logits_of_all_positions_are_never_held() -> None:
         anchor, _ = linear_loss(hidden, Head(weight), cross_entropy(label), 1, chunk_elements=10 * V)
         anchor.backward()
     assert largest <= hidden.numel() < 4000 * V
+
+
+def test_a_chunk_is_gone_before_the_next_one_is_made() -> None:
+    """Two chunks at once would be twice the memory that their size was chosen for."""
+    hidden, weight, _, label = inputs(torch.float32)
+    loss, held = cross_entropy(label), list[weakref.ref[Tensor]]()
+
+    def chunk_loss(logits: Tensor, rows: slice, wants_grad: bool) -> tuple[Tensor, Tensor | None]:
+        assert not any(each() is not None for each in held)
+        values, grad = loss(logits, rows, wants_grad)
+        assert grad is not None
+        held.extend((weakref.ref(logits), weakref.ref(grad)))
+        return values, grad
+
+    linear_loss(hidden, Head(weight), chunk_loss, 1, chunk_elements=5 * V)
+    assert len(held) == 6
 
 
 def test_the_heads_gradient_is_summed_over_chunks_in_float32() -> None:

@@ -434,6 +434,14 @@ def test_blocks_of_the_size_they_have_in_use(monkeypatch: pytest.MonkeyPatch, si
         check(of_store(made, kind, 2.0))
 
 
+def test_no_two_warps_hold_one_score() -> None:
+    """On a device, one of them could read what the other has overwritten."""
+    from preceptor.kernels.divergence_triton import WARPS, warps
+
+    assert [warps(lanes) for lanes in (1, 16, 32, 64, 128, 256, 2048)] == [1, 1, 1, 2, 4, 8, 8]
+    assert WARPS == 8
+
+
 # --- when they are used ---------------------------------------------------------------------------------------------
 
 

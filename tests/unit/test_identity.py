@@ -34,3 +34,25 @@ def test_how_rows_are_scored_makes_no_model_be_trained_again(tmp_path: Path) -> 
         assert after["scores"] != before["scores"]
     after = identities(tmp_path, holdout=2)
     assert after["sft"] != before["sft"]
+
+
+def test_how_weights_are_spread_or_compiled_trains_nothing_again(tmp_path: Path) -> None:
+    (tmp_path / "shop.jsonl").write_text("{}\n")
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text("{}")
+
+    def identity(training: dict[str, Any], **teacher: Any) -> str:
+        stage = {"kind": "distill", "student": "m", "teacher": {"path": "m", **teacher}, "data": "shop"}
+        raw = {
+            "name": "r",
+            "data": {"shop": {"path": "shop.jsonl"}},
+            "stages": {"kd": {**stage, "training": training}},
+        }
+        recipe = parse_recipe(raw, folder=tmp_path)
+        return str(stage_identities(recipe, ["kd"], Hashes(tmp_path / "hashes.json"))["kd"]["identity"])
+
+    before = identity({})
+    assert identity({"fsdp": True, "fsdp_config": {"reshard_after_forward": False}}) == before
+    assert identity({"torch_compile": True, "torch_compile_backend": "aot_eager"}) == before
+    assert identity({}, sharded=False) == before
+    assert identity({"deepspeed": {"zero_optimization": {"stage": 3}}}) != before

@@ -185,6 +185,17 @@ def test_bfloat16_parameters_are_refused(tmp_path: Path) -> None:
     )
 
 
+def test_a_quantised_student_without_an_adapter_is_refused(tmp_path: Path) -> None:
+    model = toys.llama(1)
+    model.is_quantized = True
+    with pytest.raises(InputError) as refused:
+        trainer(tmp_path, model=model)
+    assert str(refused.value) == (
+        "student: its checkpoint is quantised, and quantised weights cannot be trained themselves; train an adapter on "
+        "it (`lora: {r: 16}`), or start from the checkpoint that was not quantised"
+    )
+
+
 def test_a_frozen_bfloat16_base_is_accepted(tmp_path: Path) -> None:
     model = add_lora(toys.llama(1, torch.bfloat16), LoraSpec(r=2))
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from preceptor.errors import InputError, accepted, shown
+from preceptor.errors import InputError, accepted, first_sentence, shown
 
 Record = dict[str, Any]
 Records = Iterator[tuple[str, Record]]
@@ -197,7 +197,7 @@ def _read_parquet(path: str) -> Records:
                     number += 1
                     yield f"{path}: row {number}", record
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a readable Parquet file: {_first_line(error)}") from None
+        raise InputError(f"{path}: not a readable Parquet file: {first_sentence(error)}") from None
 
 
 def _read_text(path: str) -> tuple[str, Records]:
@@ -245,17 +245,12 @@ def _read_hub(path: str, split: str, revision: str | None) -> Records:
         raise
     except Exception as error:  # the library raises its own, the Hub client's and the network's exceptions
         raise InputError(
-            f"{where}: the data set cannot be loaded: {_first_line(error)}; check the name, the split, "
+            f"{where}: the data set cannot be loaded: {first_sentence(error)}; check the name, the split, "
             f"the revision "
             "and the network"
         ) from None
     for number, record in enumerate(loaded, 1):
         yield f"{where}: row {number}", dict(record)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 _READERS: dict[str, Callable[..., Any]] = {

@@ -12,10 +12,9 @@ from typing import Any
 
 import yaml
 
-from preceptor.errors import InputError, did_you_mean, shown
+from preceptor.errors import InputError, did_you_mean, first_sentence, shown
 from preceptor.evaluation.harness import caught
 from preceptor.evaluation.task_files import read_task_file
-from preceptor.models.checkpoint import first_sentence
 from preceptor.recipe import TasksSpec
 
 

@@ -43,9 +43,9 @@ class Tiles:
 # By bytes of a product's operand and padded head size. In 16 bits, the largest blocks that spill next to nothing on
 # sm_80 and sm_90 (benchmarks/compile_ahead.py) and fit a workstation GPU's 99 KB of shared memory as sm_80 compiles
 # them: for bfloat16, head size 128 and Triton 3.7, forward 192 and 172 registers and no spill, dq 248 and 200 and none,
-# dk 255 and 24 and 8 bytes (in blocks of 64 x 64: 160 and 272 bytes). float32 is multiplied exactly, without tensor
-# cores: it is there to be right, and spills (in the forward 0.4 KB at head size 64, 6 KB at 128). None of it was timed
-# on a GPU.
+# dk 255 and 24 and 8 bytes (in blocks of 64 x 64: 160 and 272 bytes); Triton 3.6 on sm_90: 171, 200, and dk 255 and 280
+# bytes (in blocks of 32 x 128 with 8 warps 56). float32 is multiplied exactly, without tensor cores: it is there to be
+# right, and spills (in the forward 0.4 KB at head size 64, 6 KB at 128). None of it was timed on a GPU.
 TILES = {
     (2, 64): Tiles(Tile(128, 64, 8, 3), Tile(64, 64, 4, 3), Tile(32, 64, 4, 2)),
     (2, 128): Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(32, 64, 4, 2)),

@@ -1,4 +1,4 @@
-"""Which implementation of a kernel runs: Triton's on a CUDA device, PyTorch's elsewhere and where Triton is missing.
+"""Which implementation of a kernel runs: Triton's on an NVIDIA GPU from Ampere on, PyTorch's everywhere else.
 
 `PRECEPTOR_KERNELS=torch` (or `triton`, `auto`) overrides it for a process, `with implementation("torch"):` for a block.
 """
@@ -52,12 +52,20 @@ def use_triton(device: torch.device) -> bool:
             f"environment variable {VARIABLE} is 'triton', but Triton cannot run on {device.type} here ({why}); "
             "set it to auto, or install triton on a machine with an NVIDIA GPU"
         )
-    return possible and (name == "triton" or (name == "auto" and device.type == "cuda"))
+    return possible and (name == "triton" or (name == "auto" and device.type == "cuda" and _recent(device.index)))
 
 
 @cache
 def _triton_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
+
+
+@cache
+def _recent(index: int | None) -> bool:
+    """Whether a GPU is one that the kernels' blocks were chosen for: older ones have no bfloat16, AMD's less memory."""
+    if not torch.cuda.is_available():
+        return True
+    return torch.version.hip is None and torch.cuda.get_device_capability(index) >= (8, 0)
 
 
 def _interpreted() -> bool:

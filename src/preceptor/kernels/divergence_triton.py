@@ -136,6 +136,7 @@ def fused_rows(rows: FusedRows, teacher_nT: Tensor | None, teacher_head: Head | 
     # Whole numbers would be told apart from others, and 1 from whole numbers, by a kernel of its own.
     temperature = 1.0 if asked is None else float(asked.temperature)
     tokens = 0 if teacher_nT is None else teacher_nT.shape[1]
+    block = min(BLOCK, triton.next_power_of_2(V))
     fused_rows_kernel[(n,)](
         scores_nV,
         teacher,
@@ -165,10 +166,19 @@ def fused_rows(rows: FusedRows, teacher_nT: Tensor | None, teacher_head: Head | 
         SOFTCAP=head.softcap is not None,
         TEACHER_SOFTCAP=teacher_head is not None and teacher_head.softcap is not None,
         GRADIENT=rows.wants_grad,
-        BLOCK=min(BLOCK, triton.next_power_of_2(V)),
-        num_warps=WARPS,
+        BLOCK=block,
+        num_warps=warps(block),
     )
     return value_2n
+
+
+def warps(lanes: int) -> int:
+    """Of a program that looks at `lanes` scores together.
+
+    With more threads than scores, threads of several warps would hold the same one, and some would read it when another
+    has already overwritten it.
+    """
+    return max(1, min(WARPS, lanes // 32))
 
 
 def ahead() -> Iterable[AheadSpec]:

@@ -113,6 +113,7 @@ class _LinearLoss(torch.autograd.Function):
                     )
                 else:
                     values_TN[:, rows], grad_nV = fused(scores_nV, head, rows, wants_any)
+                del scores_nV
                 if grad_nV is None:
                     continue
                 if db_V is not None:
@@ -120,14 +121,15 @@ class _LinearLoss(torch.autograd.Function):
                 grad_nV = grad_nV.to(compute)
                 if dh_ND is not None:
                     dh_ND[rows] = grad_nV @ w_VD
-                if not (wants_any and wants_w):
-                    continue
-                if dw_VD is None:
-                    dw_VD = (grad_nV.mT @ h_nD).to(summed)
-                elif compute == precise:
-                    dw_VD.addmm_(grad_nV.mT, h_nD)
-                else:
-                    dw_VD += grad_nV.mT @ h_nD
+                if wants_any and wants_w:
+                    if dw_VD is None:
+                        dw_VD = (grad_nV.mT @ h_nD).to(summed)
+                    elif compute == precise:
+                        dw_VD.addmm_(grad_nV.mT, h_nD)
+                    else:
+                        dw_VD += grad_nV.mT @ h_nD
+                # The next chunk's scores are made in this one's memory, and not beside it.
+                del grad_nV
         if dw_VD is None and wants_any and wants_w:
             dw_VD = torch.zeros(V, D, dtype=summed, device=device)
         ctx.grads = (dh_ND, dw_VD, db_V)

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from preceptor.kernels.ahead import AheadSpec
-from preceptor.kernels.divergence_triton import WARPS, ahead_spec
+from preceptor.kernels.divergence_triton import ahead_spec, warps
 from preceptor.kernels.fused import KINDS, FusedRows
 from preceptor.kernels.triton_rows import (
     EXCLUDED,
@@ -178,6 +178,7 @@ def fused_stored_rows(rows: FusedRows, stored: SampledTokens | TopTokens) -> Ten
     else:
         start_n = torch.arange(n + 1, device=device) * stored.token_NK.shape[1]
         token, said, rest_said = stored.token_NK.contiguous(), stored.log_prob_NK.contiguous(), stored.log_tail_N
+    block = min(BLOCK, triton.next_power_of_2(V))
     stored_rows_kernel[(n,)](
         scores_nV,
         scores_nV if head.bias_V is None else head.bias_V,
@@ -206,9 +207,9 @@ def fused_stored_rows(rows: FusedRows, stored: SampledTokens | TopTokens) -> Ten
         BIAS=head.bias_V is not None,
         SOFTCAP=head.softcap is not None,
         GRADIENT=rows.wants_grad,
-        BLOCK=min(BLOCK, triton.next_power_of_2(V)),
+        BLOCK=block,
         ENTRIES=ENTRIES,
-        num_warps=WARPS,
+        num_warps=warps(min(block, ENTRIES)),
     )
     return value_2n
 

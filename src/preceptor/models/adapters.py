@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError
 
-from preceptor.errors import InputError
-from preceptor.models.checkpoint import ADAPTER_WEIGHTS, first_sentence
+from preceptor.errors import InputError, first_sentence
+from preceptor.models.checkpoint import ADAPTER_WEIGHTS
 from preceptor.models.headers import read_header
+from preceptor.models.offload import is_offloaded
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -62,6 +63,12 @@ def put_adapter(model: PreTrainedModel | PeftModel, folder: Path, given: str, *,
     except InputError:
         raise
     except LOADING_ERRORS as error:
+        if is_offloaded(base):
+            raise InputError(
+                f"{where}: could not be put on the model {base.name_or_path!r}, whose `device_map` leaves weights in "
+                f"main memory or on disk until they are used ({first_sentence(error)}); leave the `device_map` out, or "
+                "merge the adapter into the model first"
+            ) from error
         raise InputError(
             f"{where}: does not fit the model {base.name_or_path!r} ({_shape_clash(error)}); "
             "give the base model it was trained on"

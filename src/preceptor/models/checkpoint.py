@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from preceptor.errors import InputError, accepted, did_you_mean, shown
+from preceptor.errors import InputError, accepted, did_you_mean, first_sentence, shown
 from preceptor.models.headers import TensorInfo, read_header
 from preceptor.models.quantization import check_quantization
 
@@ -209,12 +209,6 @@ def check_devices(device_map: str | dict[str, Any] | None, where: str) -> None:
                 "CUDA devices, "
                 "counted from 0"
             )
-
-
-def first_sentence(error: BaseException) -> str:
-    """The first line of another library's message, for use inside brackets of ours."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].strip().rstrip(".:;")
 
 
 def _check_architecture(config: dict[str, Any], spec: ModelSpec, where: str) -> None:

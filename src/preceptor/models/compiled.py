@@ -11,19 +11,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import FunctionType, MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import DynamoBackend
 from torch import nn
-from transformers import TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from preceptor.errors import InputError, accepted, shown
 from preceptor.models.opaque import NUMBER, traced
 from preceptor.models.router_taps import hook_for_good, routers_of
 from preceptor.models.taps import SEAT, replaced, text_config
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import TrainingArguments
 
 GRAPHS = 64
 """Graphs of one model before torch refuses to make more: training, evaluation and recomputation, batches with and
@@ -99,8 +101,7 @@ def compiles(model: nn.Module) -> bool:
     """Whether a model's layers can be expected to be traced whole; those of a quantised model are not tried."""
     layers = _layers(model)
     own_hooks = any("forward" in vars(layer) for layer in layers)
-    quantised = getattr(text_config(model), "quantization_config", None) is not None
-    return bool(layers) and not own_hooks and not quantised and not _loops_over_experts(model)
+    return bool(layers) and not own_hooks and not _quantised(model) and not _loops_over_experts(model)
 
 
 def compile_layers(model: nn.Module, options: CompileOptions, *, name: str) -> None:
@@ -126,19 +127,20 @@ def compile_layers(model: nn.Module, options: CompileOptions, *, name: str) -> N
             "graph can hold; leave `torch_compile` or the `device_map` out"
         )
     if _loops_over_experts(model):
+        other = ", or choose another implementation with model.set_experts_implementation('grouped_mm')"
         raise InputError(
             f"training.torch_compile: the experts of {name} are called in a loop over those that are chosen, which no "
-            "graph can hold; leave `torch_compile` out, or choose another implementation with "
-            "model.set_experts_implementation('grouped_mm')"
+            # Packed experts have no other (`quantized_experts.py`).
+            f"graph can hold; leave `torch_compile` out{'' if _quantised(model) else other}"
         )
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, GRAPHS)
     for layer in layers:
         for module in layer.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
-                setattr(module, NUMBER, torch.tensor(module.layer_idx))
+                setattr(module, NUMBER, torch.tensor(module.layer_idx, device="cpu"))
     for place, router in enumerate(routers_of(model)):
-        setattr(router, NUMBER, torch.tensor(place))
+        setattr(router, NUMBER, torch.tensor(place, device="cpu"))
         hook_for_good(router)
     # dynamo keeps graphs with the code they were made of: with a copy, a model's graphs are its own and go with it.
     whole = FunctionType(_whole.__code__.replace(), globals(), "whole_layer")
@@ -150,6 +152,10 @@ def compile_layers(model: nn.Module, options: CompileOptions, *, name: str) -> N
 
 def _layers(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def _quantised(model: nn.Module) -> bool:
+    return getattr(text_config(model), "quantization_config", None) is not None
 
 
 def _loops_over_experts(model: nn.Module) -> bool:
@@ -182,7 +188,13 @@ def _forward(layer: Any, *args: Any, **kwargs: Any) -> Any:
     return _run(layer, *args, **kwargs)
 
 
-_NOT_WHOLE = (torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError, torch._dynamo.exc.BackendCompilerFailed)
+# The last but one: what a backend fails with, a Triton or a compiler that is missing included; the last: `GRAPHS`.
+_NOT_WHOLE = (
+    torch._dynamo.exc.Unsupported,
+    torch._dynamo.exc.UserError,
+    torch._dynamo.exc.ShortenTraceback,
+    torch._dynamo.exc.FailOnRecompileLimitHit,
+)
 
 
 def _run(layer: Any, *args: Any, **kwargs: Any) -> Any:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from preceptor.errors import InputError
+from preceptor.errors import InputError, first_sentence
 from preceptor.models.adapters import LOADING_ERRORS, merged, put_adapter
-from preceptor.models.checkpoint import Checkpoint, check_model, first_sentence, source_dtype
+from preceptor.models.checkpoint import Checkpoint, check_model, source_dtype
 from preceptor.models.quantization import by_bitsandbytes, loaded_dtype, quantization_config
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def load_model(spec: ModelSpec, *, role: Literal["student", "teacher"]) -> PreTr
         options["quantization_config"] = quantization
         if by_bitsandbytes(spec) and "bnb_4bit_compute_dtype" not in (spec.quantization or {}):
             # bitsandbytes would multiply in float32, whatever the weights were.
-            quantization.bnb_4bit_compute_dtype = dtype if role == "teacher" else checkpoint.dtype
+            stored = torch.float32 if checkpoint.dtype == torch.float64 else checkpoint.dtype
+            quantization.bnb_4bit_compute_dtype = dtype if role == "teacher" else stored
     if spec.device_map is not None:
         options["device_map"] = spec.device_map
     model = _from_pretrained(checkpoint, options, where)

@@ -57,7 +57,8 @@ class Seat:
         self.attention: bool = known and observer.sees_attention
         self.routers: bool = known and observer.sees_routers
         number = next(_numbers)
-        self.number = torch.tensor(number)
+        # On the CPU whatever the default is: to read it there takes no synchronisation.
+        self.number = torch.tensor(number, device="cpu")
         if known:
             _observers[number] = observer
 

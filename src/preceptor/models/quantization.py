@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from preceptor.errors import InputError, accepted, did_you_mean, shown
+from preceptor.errors import InputError, accepted, did_you_mean, first_sentence, shown
 
 if TYPE_CHECKING:
     from preceptor.models.checkpoint import Checkpoint
@@ -65,7 +65,8 @@ def check_quantization(spec: ModelSpec, config: dict[str, Any]) -> None:
     `config` is the model's `config.json`: a checkpoint may be quantised itself.
 
     Raises:
-        InputError: whatever `quantization_config` refuses; the library or the device that the method needs is absent.
+        InputError: whatever `quantization_config` refuses; a checkpoint that is quantised already, in another way or by
+            a method without settings of its own for loading; the library or the device that the method needs is absent.
     """
     from transformers.quantizers.auto import AutoHfQuantizer
 
@@ -73,18 +74,31 @@ def check_quantization(spec: ModelSpec, config: dict[str, Any]) -> None:
     stored = config.get("quantization_config")
     if ours is None and not isinstance(stored, dict):
         return
+    if ours is not None and isinstance(stored, dict):
+        _check_kept(spec, ours, stored)
     try:
         chosen = stored if isinstance(stored, dict) else ours
         quantizer = AutoHfQuantizer.from_config(chosen, pre_quantized=isinstance(stored, dict))
         quantizer.validate_environment(device_map=spec.device_map, dtype=torch.float32, weights_only=True)
     except ImportError as error:
         raise InputError(
-            f"model {spec.path!r}: its quantisation needs a package that is not installed ({_line(error)})"
+            f"model {spec.path!r}: its quantisation needs a package that is not installed ({first_sentence(error)})"
         ) from error
     except (ValueError, RuntimeError, TypeError) as error:
         raise InputError(
-            f"model {spec.path!r}: its quantisation does not work on this machine ({_line(error)})"
+            f"model {spec.path!r}: its quantisation does not work on this machine ({first_sentence(error)})"
         ) from error
+
+
+def _check_kept(spec: ModelSpec, ours: Any, stored: dict[str, Any]) -> None:
+    """Refuses a recipe's quantisation that transformers would leave out for that of the checkpoint."""
+    methods = [str(getattr(each, "value", each)) for each in (ours.quant_method, stored.get("quant_method"))]
+    # Some methods have settings that a stored model may be loaded with, such as `dequantize`.
+    if methods[0] != methods[1] or not hasattr(ours, "get_loading_attributes"):
+        raise InputError(
+            f"model {spec.path!r}: `quantization` is given, but its weights are stored quantised ({methods[1]}) and "
+            "stay as they are; leave it out, or give the model that they were made of"
+        )
 
 
 def loaded_dtype(spec: ModelSpec, checkpoint: Checkpoint, role: Literal["student", "teacher"]) -> torch.dtype | str:
@@ -163,7 +177,3 @@ def packed_bytes(given: dict[str, Any], experts: int, rows: int, columns: int) -
     if not given.get("bnb_4bit_use_double_quant"):
         return each * (packed + 4 * blocks) + table
     return each * (packed + blocks + 4 * math.ceil(blocks / _NESTED_BLOCK) + 4) + table + 256 * 4
-
-
-def _line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

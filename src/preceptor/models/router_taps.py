@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 from preceptor.errors import InputError
 from preceptor.models.calls import AttentionCall, RouterCall
 from preceptor.models.opaque import router_seen, traced
-from preceptor.models.taps import attention_taps, forward_observed, layer_observer, text_config
-from preceptor.signals import Head
+from preceptor.models.probe import Probe, run_probe
+from preceptor.models.taps import layer_observer
 
 
 class RouterObserver(ABC):
@@ -74,7 +74,7 @@ class RouterTaps:
 
 
 def _tapped(router: nn.Module, _: Any, output: Any) -> Any:
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         seat = traced.seat
         if seat is None or not seat.routers or not isinstance(output, tuple) or len(output) != 3:
             return output
@@ -102,8 +102,8 @@ def routers_of(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, kinds)]
 
 
-class _Probe(RouterObserver):
-    """Checks on a real call that each router is a softmax over its logits cut to k, behind its layer's attention."""
+class _RouterProbe(Probe, RouterObserver):
+    """Checks that each router is a softmax over its logits cut to k, behind its layer's attention."""
 
     def __init__(self) -> None:
         self.shapes: list[tuple[int, int]] = []
@@ -129,14 +129,7 @@ class _Probe(RouterObserver):
         self.shapes.append((logits.shape[1], k))
         return call.weights
 
-    def at_head(self, head: Head, hidden_BSD: Tensor) -> Tensor:
-        return hidden_BSD[..., :1]
 
-    def result(self, output: Tensor) -> dict[str, Tensor]:
-        return {}
-
-
-@torch.no_grad()
 def tapped_routers(model: nn.Module) -> RouterShape:
     """The routers of `model` as the balance of their load is computed from them, checked by running it.
 
@@ -151,19 +144,15 @@ def tapped_routers(model: nn.Module) -> RouterShape:
             f"router_balance: the student ({kind}) is dense and has no router; take a sparse student, such as a "
             "`compose` stage makes, or leave `{kind: router_balance}` out of the objective"
         )
-    probe, taps, ran = _Probe(), RouterTaps(), []
+    probe, taps, ran = _RouterProbe(), RouterTaps(), []
     counting = [router.register_forward_hook(lambda router, *_: ran.append(router)) for router in routers]
-    tokens = torch.arange(1, 8, device=next(model.parameters()).device)[None] % text_config(model).vocab_size
-    training = model.training
-    model.eval()
     try:
-        with attention_taps(), taps.open(), torch.compiler.set_stance("force_eager"):
+        with taps.open():
             taps.cover(model)
-            forward_observed(model, model, {"input_ids": tokens, "use_cache": False}, probe)
+            run_probe(model, probe)
     finally:
         for handle in counting:
             handle.remove()
-        model.train(training)
     if not probe.fits or len(probe.shapes) != len(ran) or len(set(probe.shapes)) != 1:
         raise InputError(
             f"router_balance: the routers of {kind} do not choose and weigh experts by the softmax of their logits; "

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from preceptor.errors import InputError
 
@@ -27,13 +28,21 @@ def is_sharded(model: nn.Module) -> bool:
     )
 
 
-def can_shard(model: nn.Module) -> bool:
-    """Whether all its weights have rows to cut by; packed quantised ones have not."""
-    return _packed(model) is None
+def packed_weight(model: nn.Module) -> str | None:
+    """The name of a quantised weight, which has no rows to cut by; None when there is none."""
+    # In whole numbers (bitsandbytes), in one byte, or in a tensor of another kind that passes for 16 bit (torchao).
+    return next(
+        (
+            name
+            for name, p in model.named_parameters()
+            if not p.is_floating_point() or p.element_size() == 1 or not _plain(p)
+        ),
+        None,
+    )
 
 
-def _packed(model: nn.Module) -> str | None:
-    return next((key for key, p in model.named_parameters() if not p.is_floating_point()), None)
+def _plain(parameter: nn.Parameter) -> bool:
+    return isinstance(parameter, DTensor) or not is_traceable_wrapper_subclass(parameter)
 
 
 def shard(model: nn.Module, device: torch.device, *, name: str) -> nn.Module:
@@ -45,7 +54,7 @@ def shard(model: nn.Module, device: torch.device, *, name: str) -> nn.Module:
         InputError: when there is one process only, and for weights that have no rows to cut by, as packed quantised
             ones; `name` says whose.
     """
-    if (packed := _packed(model)) is not None:
+    if (packed := packed_weight(model)) is not None:
         raise InputError(
             f"{name}: its weight {packed!r} is quantised and cannot be cut into shards; write `sharded: false` for a "
             "whole copy on each device, or leave `quantization` out"
@@ -99,6 +108,12 @@ def is_adapted(model: nn.Module) -> bool:
     from peft import PeftModel
 
     return isinstance(model, PeftModel)
+
+
+def count_parameters(model: nn.Module, *, trainable: bool = False) -> int:
+    """The numbers in its parameters, on all processes together; `trainable`: in those that learn."""
+    # ZeRO-3 leaves empty tensors behind.
+    return sum(int(getattr(p, "ds_numel", p.numel())) for p in model.parameters() if p.requires_grad or not trainable)
 
 
 def reshard(model: nn.Module) -> None:

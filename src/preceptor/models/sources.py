@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from preceptor.errors import InputError, shown
-from preceptor.models.checkpoint import CONFIG, Checkpoint, check_model, first_sentence, locate
+from preceptor.errors import InputError, first_sentence, shown
+from preceptor.models.checkpoint import CONFIG, Checkpoint, check_model, locate
 from preceptor.models.load import load_model, quiet_transformers
 from preceptor.models.save import save_model
 from preceptor.models.streaming import DTYPES, TensorReader, emptied

@@ -27,9 +27,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from preceptor.errors import InputError
 from preceptor.models.calls import AttentionCall
-from preceptor.models.offload import forward_attribute, working_device
+from preceptor.models.offload import forward_attribute
 from preceptor.models.opaque import Seat, attention_seen
-from preceptor.signals import Head, LayerShape
+from preceptor.signals import Head
 
 SEAT = "preceptor_seat"
 """Keyword argument under which an observer travels in its seat through a model's forward to its attention functions."""
@@ -171,7 +171,7 @@ _running = _Running()
 
 def layer_observer() -> Observer | None:
     """The observer of what runs behind attention in the same layer, also when a checkpointed layer is recomputed."""
-    return _running.observer()
+    return _running.observer() if taps_active() else None  # of a forward that is over, where nothing is tapped
 
 
 @contextmanager
@@ -212,7 +212,7 @@ def _tapped(function: AttentionFunction) -> AttentionFunction:
         seat: Seat | None = kwargs.pop(SEAT, None)
         if seat is not None:
             query, key = _as_multiplied(query), _as_multiplied(key)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             if seat is not None and seat.attention:
                 key = attention_seen(module, seat, query, key, value, **_how(query, kwargs))
             return function(module, query, key, value, *args, **kwargs)
@@ -246,77 +246,3 @@ def _how(query: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         "softcap": kwargs.get("softcap"),
         "unreadable": next((why for name, why in UNREADABLE.items() if kwargs.get(name) is not None), None),
     }
-
-
-# --- what can be tapped ---------------------------------------------------------------------------------------
-
-
-class _Probe:
-    """Checks on a real call that queries and keys say all there is to know about attention."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self.layers: list[LayerShape] = []
-        self.worst = 0.0
-
-    def at_attention(self, call: AttentionCall, output: Tensor) -> Tensor:
-        if call.unreadable is not None:
-            raise InputError(
-                f"{self.kind} uses {call.unreadable}, which the attention term cannot read from queries and keys; "
-                "leave `{kind: attention}` out of the objective"
-            )
-        _, H, S, D = call.q_BHSD.shape
-        G = call.k_BGSD.shape[1]
-        self.layers.append(LayerShape(call.layer, H, G, D))
-        q, k, v = (x.float().repeat_interleave(H // x.shape[1], 1) for x in (call.q_BHSD, call.k_BGSD, call.v_BGSD))
-        scores = q @ k.mT * call.scale
-        if call.softcap is not None:
-            scores = (scores / call.softcap).tanh() * call.softcap
-        seen = torch.ones(S, S, dtype=torch.bool, device=q.device).tril()
-        hidden = ~(seen if call.window is None else seen.triu(1 - call.window))
-        expected = (scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v).transpose(1, 2)
-        error = (output.float().reshape(expected.shape) - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
-        self.worst = max(self.worst, float(error))
-        return output
-
-    def at_head(self, head: Head, hidden_BSD: Tensor) -> Tensor:
-        return hidden_BSD[..., :1]
-
-    def result(self, output: Tensor) -> dict[str, Tensor]:
-        return {}
-
-
-@torch.no_grad()
-def tapped_layers(model: nn.Module, *, name: str) -> list[LayerShape]:
-    """The attention layers of `model` whose rows can be computed from tapped queries and keys, checked by running it.
-
-    Raises:
-        InputError: when some layer's attention does not pass through transformers' attention interface, or when
-            softmax(scale·q kᵀ)·v is not what the layer computes (another mask, a bias, chunks); `name` says whose.
-    """
-    config = text_config(model)
-    mixed = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
-    kind = type(model).__name__
-    probe = _Probe(kind)
-    device = working_device(model)
-    tokens = torch.arange(1, 8, device=device)[None] % config.vocab_size
-    training = model.training
-    model.eval()
-    try:
-        with attention_taps(), torch.compiler.set_stance("force_eager"):
-            forward_observed(model, model, {"input_ids": tokens, "use_cache": False}, probe)
-    finally:
-        model.train(training)
-    tapped = sorted(shape.layer for shape in probe.layers)
-    if mixed or tapped != list(range(config.num_hidden_layers)):
-        seen = f"{len(tapped)} of {config.num_hidden_layers} layers" + (f", layer types {mixed}" if mixed else "")
-        raise InputError(
-            f"{name}: the attention of {kind} cannot be tapped ({seen}); the attention term needs softmax attention "
-            "through transformers' attention interface in every layer; leave `{kind: attention}` out of the objective"
-        )
-    if probe.worst > 0.05:
-        raise InputError(
-            f"{name}: the attention of {kind} is not softmax(scale·q·kᵀ) of the tapped queries and keys (its output "
-            f"differs by {probe.worst:.0%}); leave `{{kind: attention}}` out of the objective"
-        )
-    return sorted(probe.layers, key=lambda shape: shape.layer)

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from preceptor.errors import InputError, shown
+from preceptor.errors import InputError, first_sentence, shown
 from preceptor.files import sha256_json
-from preceptor.models.checkpoint import TOKENIZER_FILES, check_adapter, first_sentence, locate
+from preceptor.models.checkpoint import TOKENIZER_FILES, check_adapter, locate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from preceptor.errors import InputError
+from preceptor.models.probe import tapped_layers
 from preceptor.models.router_taps import RouterShape, RouterTaps, tapped_routers
-from preceptor.models.taps import attention_taps, forward_observed, output_head, tapped_layers
+from preceptor.models.taps import attention_taps, forward_observed, output_head
 from preceptor.objective.attention import Attention
 from preceptor.objective.inside import StudentObserver
 from preceptor.objective.maps import LayerLink, link_layers

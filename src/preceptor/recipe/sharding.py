@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from preceptor.errors import accepted, did_you_mean
+from preceptor.errors import accepted, did_you_mean, shown
 from preceptor.recipe.base import KeyPath
 from preceptor.recipe.stages import Stage, models_of
 from preceptor.recipe.training import DistillStage, SftStage
@@ -13,14 +13,15 @@ from preceptor.recipe.training import DistillStage, SftStage
 _FSDP_KEYS = (
     "version",
     "reshard_after_forward",
-    "cpu_offload",
     "auto_wrap_policy",
     "transformer_layer_cls_to_wrap",
-    "min_num_params",
 )
+_WRAPS = ("TRANSFORMER_BASED_WRAP", "NO_WRAP")
 # Keys that transformers takes as well, and why they are not.
 _OTHER_FSDP_KEYS = {
     "activation_checkpointing": "write `gradient_checkpointing: true` into `training` instead",
+    "cpu_offload": "remove it; a student's weights and optimiser states stay on the devices",
+    "min_num_params": "remove it; every layer is gathered by itself, whatever its size",
     "cpu_ram_efficient_loading": "remove it; each process reads the model and keeps its part",
     "state_dict_type": "remove it; checkpoints are always written in shards, and finished models whole",
 }
@@ -59,9 +60,25 @@ def _check_engine(path: KeyPath, stage: SftStage | DistillStage) -> Iterator[tup
             f"shards over one process per device, and the `device_map` of {'.'.join(map(str, spread))} spreads over "
             "the devices of one process; keep one of them",
         )
+    if fsdp and fsdp is not True:
+        yield (
+            (*path, "training", "fsdp"),
+            f"is {shown(fsdp)}, and accepted are true and false; what FSDP 1 had there goes into `fsdp_config`",
+        )
+    quantised = next((k for k in ("student", "model") if getattr(getattr(stage, k, None), "quantization", None)), None)
+    if fsdp and quantised:
+        yield (
+            (*path, "training", "fsdp"),
+            f"cuts weights by rows, and the `quantization` of {quantised} packs them; keep one of them",
+        )
     config = training.get("fsdp_config")
     if config is not None and not fsdp:
         yield (*path, "training", "fsdp_config"), "has no effect without `fsdp: true`; add that, or remove it"
+    elif isinstance(config, str):
+        yield (
+            (*path, "training", "fsdp_config"),
+            f"is {shown(config)}, and accepted is a mapping; write the file's keys here",
+        )
     elif isinstance(config, Mapping):
         yield from _check_config((*path, "training", "fsdp_config"), config)
 
@@ -74,6 +91,8 @@ def _check_config(path: KeyPath, config: Mapping[str, Any]) -> Iterator[tuple[Ke
                 (*path, key),
                 f"is {value!r}, whose flat parameters have no output head of their own; write 2, or remove it",
             )
+        elif name == "auto_wrap_policy" and value not in _WRAPS:
+            yield (*path, key), f"is {shown(value)}, and accepted are {accepted(_WRAPS)}"
         elif name in _OTHER_FSDP_KEYS:
             yield (*path, key), f"is not used here; {_OTHER_FSDP_KEYS[name]}"
         elif name not in _FSDP_KEYS:

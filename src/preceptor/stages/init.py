@@ -10,9 +10,8 @@ import torch
 from jinja2.exceptions import TemplateError
 
 from preceptor.data.template import DEFAULT_TEMPLATE, ChatTemplate
-from preceptor.errors import InputError, did_you_mean, shown
+from preceptor.errors import InputError, did_you_mean, first_sentence, shown
 from preceptor.models.card import render_card
-from preceptor.models.checkpoint import first_sentence
 from preceptor.models.load import quiet_transformers
 from preceptor.models.save import save_model
 from preceptor.models.tokenizers import load_tokenizer, train_tokenizer

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from transformers import Trainer, TrainingArguments
 
-from preceptor.engine import wants_fsdp
-from preceptor.errors import InputError, shown
+from preceptor.engine_checks import wants_fsdp
+from preceptor.errors import InputError, first_sentence, shown
 
 
 def check_optimizer(arguments: TrainingArguments) -> None:
@@ -18,10 +18,9 @@ def check_optimizer(arguments: TrainingArguments) -> None:
     try:
         kind, _ = Trainer.get_optimizer_cls_and_kwargs(arguments)
     except (ImportError, RuntimeError) as error:
-        said = str(error).strip().splitlines()[0].rstrip(".")
         raise InputError(
-            f"training.optim: {shown(name)} needs a package that is not installed ({said}); install it, or take "
-            "adamw_torch, which needs none"
+            f"training.optim: {shown(name)} needs a package that is not installed ({first_sentence(error)}); install "
+            "it, or take adamw_torch, which needs none"
         ) from error
     except ValueError:
         return  # some can only be built with the model; what is wrong with the others, Trainer says

@@ -14,7 +14,7 @@ from preceptor.models.adapters import put_adapter
 from preceptor.models.checkpoint import check_model
 from preceptor.models.compiled import CompileOptions, compile_layers, compiles
 from preceptor.models.load import load_model, source_dtype
-from preceptor.models.sharding import can_shard, shard
+from preceptor.models.sharding import packed_weight, shard
 from preceptor.models.tokenizers import check_tokenizer_fits
 from preceptor.recipe import DistillStage, ModelSpec
 from preceptor.signals import Teacher
@@ -114,7 +114,7 @@ class _Made:
         if spec.device_map is not None:
             return model
         stage, name = self._context.name, _name(spec)
-        if spec.sharded or (spec.sharded is None and self._sharded and can_shard(model)):
+        if spec.sharded or (spec.sharded is None and self._sharded and packed_weight(model) is None):
             self._context.log(f"{stage}: {name} is cut over {world_size()} processes")
             return shard(model, self._device, name=name)
         if spec.sharded is None and self._sharded:

@@ -17,7 +17,8 @@ from preceptor.data.collator import Collator
 from preceptor.data.mixture import Mixture
 from preceptor.data.prepare import PreparedDataset
 from preceptor.distributed import from_main, is_main
-from preceptor.engine import check_engine, models_read_whole, shards_student, wants_fsdp
+from preceptor.engine import models_read_whole
+from preceptor.engine_checks import check_engine, shards_student, wants_fsdp
 from preceptor.errors import InputError
 from preceptor.files import json_text, write_atomic
 from preceptor.metrics import MetricsFile, PlainProgress
@@ -25,6 +26,7 @@ from preceptor.models.card import render_card
 from preceptor.models.compiled import compile_options
 from preceptor.models.load import load_model, source_dtype
 from preceptor.models.save import save_model
+from preceptor.models.sharding import count_parameters
 from preceptor.models.tokenizers import check_tokenizer_fits
 from preceptor.objective import Objective
 from preceptor.recipe import DistillStage, ModelSpec, SftStage, ShareSpec, local_path
@@ -236,8 +238,8 @@ def _results(trainer: DistillationTrainer, rows: _Rows, before: dict[str, Any]) 
         "after": _measure(trainer, rows),
         "data": {name: each.as_dict() for name, each in trainer.train_dataset.summary().items()},
         "dropped": {name: data.dropped for name, data in rows.datasets.items() if data.dropped},
-        "parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "parameters": count_parameters(trainer.model),
+        "trainable_parameters": count_parameters(trainer.model, trainable=True),
         "skipped_steps": trainer.step_metrics.skipped_total,
         "peak_memory_mb": max((line["peak_memory_mb"] for line in logged), default=None),
         **({"attention_map": links} if links else {}),

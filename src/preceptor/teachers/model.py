@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from preceptor.errors import InputError
 from preceptor.models.offload import comes_back, working_device
+from preceptor.models.probe import tapped_layers
 from preceptor.models.recorder import record
 from preceptor.models.sharding import is_sharded
-from preceptor.models.taps import tapped_layers
 from preceptor.signals import AttentionScores, Head, LayerShape, Needs, Part, Signal, TokenBatch, Wanted
 from preceptor.teachers.routing import Source, teach
 

@@ -24,6 +24,21 @@ def test_triton_on_cuda_and_nowhere_else() -> None:
     assert not use_triton(CPU)
 
 
+@pytest.mark.parametrize(
+    ("capability", "hip", "expected"), [((9, 0), None, True), ((7, 5), None, False), ((9, 4), "6", False)]
+)
+def test_a_gpu_that_the_kernels_were_not_made_for_runs_pytorchs_unless_asked(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], hip: str | None, expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(choice, "_recent", choice._recent.__wrapped__)
+    assert use_triton(CUDA) is expected
+    with implementation("triton"):
+        assert use_triton(CUDA)
+
+
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "_triton_installed", lambda: False)
     assert not use_triton(CUDA)
