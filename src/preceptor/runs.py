@@ -28,7 +28,8 @@ import yaml
 from preceptor import __version__, distributed
 from preceptor.errors import InputError, InputErrors, RunFailed, did_you_mean
 from preceptor.files import interrupted_writes, json_text, move_aside, write_atomic
-from preceptor.identity import Hashes, differences, stage_identities
+from preceptor.hashes import Hashes
+from preceptor.identity import differences, stage_identities
 from preceptor.lock import RunLock
 from preceptor.recipe import Recipe
 from preceptor.recipe.sharding import needs_processes

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from preceptor.identity import Hashes, stage_identities
+from preceptor.hashes import Hashes
+from preceptor.identity import stage_identities
 from preceptor.recipe import parse_recipe
 
 

@@ -12,7 +12,8 @@ import yaml
 
 import preceptor
 from invariant import routed_recipes
-from preceptor.identity import Hashes, stage_identities
+from preceptor.hashes import Hashes
+from preceptor.identity import stage_identities
 from preceptor.models.load import load_model
 from preceptor.plan import plan, render
 from preceptor.recipe import ModelSpec, Recipe, RoutesSpec, load_recipe, parse_recipe

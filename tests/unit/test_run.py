@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import preceptor
-from preceptor import files, identity, lock
+from preceptor import files, hashes, identity, lock
 from preceptor.cli import main
 from preceptor.errors import InputError, InputErrors, RunFailed
 from preceptor.recipe import Recipe, load_recipe
@@ -543,16 +543,16 @@ def test_python_dash_m(folder: Path) -> None:
 
 
 def test_large_files_are_hashed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(identity.Hashes, "_LARGE", 1)
+    monkeypatch.setattr(hashes.Hashes, "_LARGE", 1)
     store = folder / "hashes.json"
-    first = identity.Hashes(store)
+    first = hashes.Hashes(store)
     expected = first.file(folder / "shop.jsonl")
     first.save()
     reads: list[Path] = []
-    monkeypatch.setattr(identity, "sha256_file", lambda path: reads.append(path) or "new")
-    assert identity.Hashes(store).file(folder / "shop.jsonl") == expected
+    monkeypatch.setattr(hashes, "sha256_file", lambda path: reads.append(path) or "new")
+    assert hashes.Hashes(store).file(folder / "shop.jsonl") == expected
     assert reads == []
     (folder / "shop.jsonl").write_text("longer than before, so the size differs")
-    assert identity.Hashes(store).file(folder / "shop.jsonl") == "new"
+    assert hashes.Hashes(store).file(folder / "shop.jsonl") == "new"
     store.write_text("damaged")
-    assert identity.Hashes(store).file(folder / "shop.jsonl") == "new"
+    assert hashes.Hashes(store).file(folder / "shop.jsonl") == "new"

@@ -85,6 +85,8 @@ class Simulation(TorchDispatchMode):
         if fresh or func._schema.is_mutable:
             # What was written in place is among the arguments.
             self.costs.add(func, args, kwargs, given + fresh, out)
+        if fresh and func is torch.ops.aten._to_copy.default:
+            self.storages.copied(given[0], fresh[0])
         return out
 
     def _run(self, func: Any, args: Any, kwargs: Any, given: list[Tensor]) -> Any:

@@ -7,7 +7,7 @@ micro-batches it is the last of them that is run, for which gradients are there 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
@@ -72,13 +72,11 @@ def simulate(setup: Setup) -> Simulated:
         trainable = [parameter for parameter in student.parameters() if parameter.requires_grad]
         optimizer = make_optimizer(setup.arguments, student, trainable)
         with simulation.phase("start"):
-            _first_update(optimizer, trainable)
+            _first_update(optimizer, trainable, storages)
         storages.label((v for state in optimizer.state.values() for v in state.values() if _is_tensor(v)), OPTIMIZER)
         batch = _batch(setup, setup.batch)
         if setup.accumulation > 1:
-            for parameter in trainable:
-                parameter.grad = torch.empty_like(parameter)
-            storages.label((parameter.grad for parameter in trainable), GRADIENTS)
+            _give_gradients(trainable, storages)
         with objective.listening():
             _forward_backward(simulation, objective, student, batch, teacher, setup)
             storages.label((parameter.grad for parameter in trainable), GRADIENTS)
@@ -204,11 +202,16 @@ def _batch(setup: Setup, rows: Any) -> TokenBatch:
 # --- what a step does -----------------------------------------------------------------------------------------------
 
 
-def _first_update(optimizer: torch.optim.Optimizer, trainable: list[nn.Parameter]) -> None:
-    for parameter in trainable:
-        parameter.grad = torch.empty_like(parameter)
+def _first_update(optimizer: torch.optim.Optimizer, trainable: list[nn.Parameter], storages: Storages) -> None:
+    _give_gradients(trainable, storages)
     optimizer.step()
     optimizer.zero_grad()
+
+
+def _give_gradients(trainable: list[nn.Parameter], storages: Storages) -> None:
+    for parameter in trainable:
+        parameter.grad = torch.empty_like(parameter)
+    storages.label((parameter.grad for parameter in trainable), GRADIENTS)
 
 
 @contextmanager
@@ -252,8 +255,7 @@ def _forward_backward(
     teacher: Teacher | None,
     setup: Setup,
 ) -> None:
-    with ExitStack() as stack:
-        stack.enter_context(_precision(student, setup.arguments))
+    with _precision(student, setup.arguments):
         sums = _forward(simulation, objective, student, batch, teacher, "forward")
         loss = sums.loss / max(batch.targets.count, 1)
         with simulation.phase("backward"):

@@ -27,6 +27,9 @@ PARTS = (WEIGHTS, TEACHER_WEIGHTS, GRADIENTS, OPTIMIZER, ACTIVATIONS, SIGNALS, W
 of either model and whatever else a forward or backward holds; what a teacher said (hidden states, queries, keys, or
 what a store gave); what the losses allocate (chunks of logits, blocks of scores, gradients on their way)."""
 
+COPIES = "copies"
+"""Copies of the student's weights in the dtype of autocast: counted as activations, and in shards where they are."""
+
 
 @dataclass(frozen=True)
 class Peak:
@@ -76,6 +79,12 @@ class Storages:
                 self.see(tensor)
                 self._parts[self._numbers[tensor.untyped_storage()._cdata]] = part
 
+    def copied(self, source: Tensor, made: Tensor) -> None:
+        """Say that `made` is `source` in another dtype, which tells what it is for where that is a weight."""
+        number = self._numbers.get(source.untyped_storage()._cdata)
+        if self._part == ACTIVATIONS and number is not None and self._parts[number] == WEIGHTS:
+            self.label([made], COPIES)
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Name what is going on."""
@@ -99,7 +108,7 @@ class Storages:
     def peak(self, shares: Mapping[str, float] | None = None) -> Peak:
         """The moment at which most was held, each part's storages counted at its share of their size (1)."""
         shares = shares or {}
-        held = dict.fromkeys(PARTS, 0.0)
+        held = dict.fromkeys([*PARTS, COPIES], 0.0)
         total, most, at, phase = 0.0, -1.0, dict(held), "start"
         for number, allocated, during in self._events:
             part = self._parts[number]
@@ -108,6 +117,7 @@ class Storages:
             total += change
             if total > most:
                 most, at, phase = total, dict(held), during
+        at[ACTIVATIONS] += at.pop(COPIES)
         return Peak(round(max(most, 0)), {part: round(size) for part, size in at.items()}, phase)
 
     def most(self, part: str) -> int:

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preceptor.identity import Hashes, stage_identities
+from preceptor.hashes import Hashes
+from preceptor.identity import stage_identities
 from preceptor.plan.elsewhere import readable
 from preceptor.plan.planner import Planner
 from preceptor.plan.render import render
+from preceptor.plan.shared import Shared
 from preceptor.recipe import DistillStage, EvaluateStage, InitStage, Recipe, SftStage, StoreStage, models_of
 from preceptor.runs import HASHES_FILE, STAGE_FILE, stage_state
 from preceptor.stages.ahead import check_ahead
@@ -42,8 +44,9 @@ def plan(recipe: Recipe, *, log: Log = print, device: Device | None = None) -> d
     done = {name for name, differences in changed.items() if not differences}
     check_ahead(readable(recipe), list(recipe.stages), models=False)
     stages: dict[str, Any] = {}
+    shared = Shared()
     for name, stage in recipe.stages.items():
-        planner = Planner(recipe, name, directory, done, log)
+        planner = Planner(recipe, name, directory, done, log, shared)
         wanted = None if name in done else device
         entry: dict[str, Any] = {
             "kind": stage.kind,

@@ -14,7 +14,8 @@ from preceptor.models.quantization import quantization_config
 from preceptor.plan.epoch import Epoch, epoch_of
 from preceptor.plan.predict import predict, predict_store
 from preceptor.plan.setups import Rows, store_setup, training_setup
-from preceptor.plan.sources import Sources, config_alone, look
+from preceptor.plan.shared import Shared
+from preceptor.plan.sources import Sources, config_alone, look, why
 from preceptor.recipe import (
     DistillStage,
     InitStage,
@@ -39,8 +40,10 @@ Log = Callable[[str], None]
 class Planner:
     """Looks at what one stage reads."""
 
-    def __init__(self, recipe: Recipe, name: str, directory: Path, done: set[str], log: Log) -> None:
-        self.recipe, self.name, self.done = recipe, name, done
+    def __init__(
+        self, recipe: Recipe, name: str, directory: Path, done: set[str], log: Log, shared: Shared | None = None
+    ) -> None:
+        self.recipe, self.name, self.done, self.shared = recipe, name, done, shared or Shared()
         self.log: Log = lambda line: log(f"{name}: {line}")
         self.context = StageContext(recipe, name, directory / name, recipe.seed, self.log)
         self.sources = Sources(self.context, done, self._tokenizer)
@@ -74,13 +77,17 @@ class Planner:
 
     def _without_weights(self, spec: ModelSpec) -> dict[str, Any]:
         """Of a model folder that holds a config and no weights, which a run refuses and a plan does not need."""
-        found = self.sources.describe(spec.model_copy(update={"adapter": None}))
-        model = meta_model(ModelSetup(found.config, found.dtype, trust_remote_code=spec.trust_remote_code))
+        missing = "missing, and a run needs them"
+        try:
+            found = self.sources.describe(spec.model_copy(update={"adapter": None}))
+            model = meta_model(ModelSetup(found.config, found.dtype, trust_remote_code=spec.trust_remote_code))
+        except Exception as error:  # of any class: what a config asks of transformers may be anything
+            return {"parameters": f"parameters unknown: {why(error)}", "weights": missing}
         return {
             "parameters": int(sum(parameter.numel() for parameter in model.parameters())),
             "dtype": str(found.dtype).removeprefix("torch."),
             "architecture": str(found.config.model_type),
-            "weights": "missing, and a run needs them",
+            "weights": missing,
         }
 
     def init_parameters(self, stage: InitStage) -> int | str:
@@ -129,6 +136,7 @@ class Planner:
             lambda: training_setup(stage, self.context, self.sources, rows, device.devices, batch),
             epoch,
             device,
+            self.shared.simulate,
         )
         return {**result, **needs}
 
@@ -205,13 +213,12 @@ class Planner:
     def _prepare(
         self, names: list[str], tokenizer: PreTrainedTokenizerBase, stage: SftStage | DistillStage | StoreStage
     ) -> dict[str, PreparedDataset]:
-        from preceptor.data.prepare import prepare_datasets
         from preceptor.stages.datasets import specs_for
 
         specs, generated = specs_for(names, self.context)
         if stage.targets is not None:  # as `stage_rows`
             specs |= {name: specs[name].model_copy(update={"targets": stage.targets}) for name in names}
-        return prepare_datasets(
+        return self.shared.prepare(
             names,
             specs,
             tokenizer,

@@ -11,18 +11,17 @@ from typing import Any
 import torch
 
 from preceptor.data.chat import EncodedRow
-from preceptor.errors import InputError
 from preceptor.estimate.alternatives import try_all
 from preceptor.estimate.device import overhead
 from preceptor.estimate.setups import Setup, StoreSetup
 from preceptor.estimate.sharding import Sharding, on_each, sharding_of
-from preceptor.estimate.step import Simulated, simulate
+from preceptor.estimate.step import Simulated
 from preceptor.estimate.storages import Peak
 from preceptor.estimate.storing import simulate_storing
 from preceptor.estimate.target import Device
 from preceptor.plan.epoch import Epoch, training_steps
 from preceptor.plan.setups import ASSUMED
-from preceptor.plan.sources import UnknownError
+from preceptor.plan.sources import why
 from preceptor.recipe import DistillStage, SftStage
 
 _TRYING = 60.0
@@ -36,25 +35,22 @@ def predict(
     make: Callable[[], Setup],
     epoch: Epoch | None,
     device: Device,
+    simulate: Callable[[Setup], Simulated],
 ) -> dict[str, Any]:
     """`memory`, `time`, `tokens` and `disk` of a training stage; where one is not known, `{"unknown": why}`.
 
-    `make` gives the step; `epoch` is None while some of the stage's rows are yet to be written.
+    `make` gives the step and `simulate` runs it; `epoch` is None while some of the stage's rows are yet to be written.
     """
     try:
         setup = make()
         found = simulate(setup)
-    except (UnknownError, InputError) as error:
-        return _unknown(str(error))
     except Exception as error:
         # Whatever an architecture does that no tensor without values can follow; a plan is more than this.
-        return _unknown(_why(error))
+        return {key: {"unknown": why(error)} for key in ("memory", "time", "disk")}
     low = bool(setup.arguments.bf16 or setup.arguments.fp16)
     sharding = sharding_of(stage.training, device.devices, low_precision=low)
     if isinstance(stage, DistillStage) and sharding.devices > 1:
-        said = {teacher.sharded for teacher in stage.teachers.values()}
-        # What is said of some teachers only leaves the others whole: the more memory of the two.
-        sharding = replace(sharding, teachers=said == {True} or (said <= {True, None} and sharding.teachers))
+        sharding = replace(sharding, teachers=_teachers_parted(stage, setup, sharding))
     peak = on_each(found, sharding)
     result: dict[str, Any] = {
         "memory": _needed(peak, setup.batch, found.tokens, sharding, device),
@@ -70,32 +66,25 @@ def predict(
         }
     memory = result["memory"]
     if not memory["fits"]:
-        memory.update(_helps(setup, memory, sharding, device))
+        memory.update(_helps(setup, memory, sharding, device, simulate))
     return result
 
 
 def predict_store(make: Callable[[], StoreSetup], device: Device) -> dict[str, Any]:
-    """`memory` and `time` of a stage that stores a teacher's predictions; `{"unknown": why}` where they are not known.
-
-    `time` is of one batch; all of them take `seconds`.
-    """
+    """`memory` of a stage that stores a teacher's predictions; `{"unknown": why}` where it is not known."""
     try:
         setup = make()
         found = simulate_storing(setup)
-    except (UnknownError, InputError) as error:
-        return {"memory": {"unknown": str(error)}}
     except Exception as error:
-        return {"memory": {"unknown": _why(error)}}
+        return {"memory": {"unknown": why(error)}}
     return {"memory": _needed(found.storages.peak(), setup.batch, found.tokens, Sharding(), device)}
 
 
-def _unknown(why: str) -> dict[str, Any]:
-    return {key: {"unknown": why} for key in ("memory", "time", "disk")}
-
-
-def _why(error: Exception) -> str:
-    said = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {said[0][:160]}" if said else type(error).__name__
+def _teachers_parted(stage: DistillStage, setup: Setup, sharding: Sharding) -> bool:
+    """Whether all teachers are parted; where only some are, they are taken as whole, the more memory of the two."""
+    said = {teacher.sharded for teacher in stage.teachers.values()}
+    packed = any(base.quantization is not None or base.packed_bytes is not None for base in setup.bases.values())
+    return said == {True} or (said <= {True, None} and sharding.teachers and not packed)
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------
@@ -121,7 +110,13 @@ def _needed(peak: Peak, batch: Sequence[EncodedRow], tokens: int, sharding: Shar
     }
 
 
-def _helps(setup: Setup, memory: Mapping[str, Any], sharding: Sharding, device: Device) -> dict[str, Any]:
+def _helps(
+    setup: Setup,
+    memory: Mapping[str, Any],
+    sharding: Sharding,
+    device: Device,
+    simulate: Callable[[Setup], Simulated],
+) -> dict[str, Any]:
     available, kind = device.memory, device.kind
 
     def needs(changed: Setup) -> int:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from textwrap import wrap
 from typing import Any
+
+_WIDTH = 80
 
 _NAMES = {
     "weights": "weights",
@@ -23,8 +27,17 @@ def needs_lines(stage: Mapping[str, Any]) -> list[str]:
     if memory is None:
         return []
     if "unknown" in memory:
-        return [f"  memory, time: unknown: {memory['unknown']}"]
-    return [*_memory(memory), *_time(stage), *_disk(stage)]
+        what = "memory, time" if "time" in stage else "memory"
+        return [f"  {what}: unknown: {memory['unknown']}"]
+    return [line for each in [*_memory(memory), *_time(stage), *_disk(stage)] for line in _wrapped(each)]
+
+
+def _wrapped(line: str) -> list[str]:
+    """A line in as many as it takes, those after the first further in; a number and its unit stay together."""
+    inside = " " * (len(line) - len(line.lstrip()) + 2)
+    whole = re.sub(r"(?<=\d) (?=[A-Za-z])", "\N{NO-BREAK SPACE}", line)
+    lines = wrap(whole, _WIDTH, subsequent_indent=inside, break_long_words=False, break_on_hyphens=False)
+    return [each.replace("\N{NO-BREAK SPACE}", " ") for each in lines]
 
 
 def _memory(memory: Mapping[str, Any]) -> list[str]:
@@ -34,10 +47,11 @@ def _memory(memory: Mapping[str, Any]) -> list[str]:
     parts = ", ".join(f"{_NAMES[name]} {size(each)}" for name, each in memory["parts"].items() if each)
     batch = memory["micro_batch"]
     assumed = ", as long as they may be" if batch["assumed"] else ""
+    rows = "the longest row" if batch["rows"] == 1 else f"the {batch['rows']} longest rows"
     lines = [
-        f"  memory of {where}: {size(memory['needed'])} of {size(memory['available'])} at the peak, in the phase "
-        f"{memory['phase']}: {parts}",
-        f"    with the {batch['rows']} longest rows in a pass ({batch['tokens']:,} tokens{assumed})",
+        f"  memory of {where}: {size(memory['needed'])} of {size(memory['available'])} at the peak ({memory['phase']})",
+        f"    {parts}",
+        f"    with {rows} in a pass ({batch['tokens']:,} tokens{assumed})",
     ]
     if memory["fits"]:
         return lines
@@ -59,13 +73,13 @@ def _time(stage: Mapping[str, Any]) -> list[str]:
     time = stage.get("time")
     if time is None:
         return []
-    rate = f"{time['flops_per_second'] / 1e12:,.3g} TFLOP/s {time['rate']}"
-    step = f"{duration(time['step_seconds'])} a step ({time['flops_per_step'] / 1e12:,.3g} TFLOP at {rate})"
+    rate = f"{operations(time['flops_per_second'])}/s, {time['rate']}"
+    step = f"{duration(time['step_seconds'])} a step: {operations(time['flops_per_step'])} at {rate}"
     if time["steps"] is None:
         return [f"  time: {step}"]
     tokens = stage.get("tokens")
     count = "" if tokens is None else f", {tokens['total']:,} tokens"
-    return [f"  time: {duration(time['seconds'])} for {time['steps']:,} steps{count}; {step}"]
+    return [f"  time: {duration(time['seconds'])} for {time['steps']:,} steps{count}", f"    {step}"]
 
 
 def _disk(stage: Mapping[str, Any]) -> list[str]:
@@ -81,6 +95,14 @@ def size(count: float) -> str:
         if count >= factor:
             return f"{count / factor:,.3g} {unit}" if count < 1000 * factor else f"{count / factor:,.0f} {unit}"
     return f"{count:.0f} B"
+
+
+def operations(count: float) -> str:
+    """Floating-point operations in the unit that reads best."""
+    for unit, factor in (("TFLOP", 1e12), ("GFLOP", 1e9)):
+        if count >= factor:
+            return f"{count / factor:,.3g} {unit}" if count < 1000 * factor else f"{count / factor:,.0f} {unit}"
+    return f"{count / 1e6:,.3g} MFLOP"
 
 
 def duration(seconds: float) -> str:

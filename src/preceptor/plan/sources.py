@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -199,8 +200,16 @@ def _adapter(folder: str) -> Any:
         raise UnknownError(f"the config of adapter {folder} cannot be read ({_line(error)})") from error
 
 
+def why(error: BaseException) -> str:
+    """What an error says, in one line."""
+    if isinstance(error, UnknownError | InputError):
+        return " ".join(str(error).split())
+    said = _line(error)
+    return said if said == type(error).__name__ else f"{type(error).__name__}: {said}"
+
+
 def _line(error: BaseException) -> str:
     if isinstance(error, InputError):
         return str(error)
-    text = str(error).strip()
-    return text.splitlines()[0].rstrip(".")[:160] if text else type(error).__name__
+    lines = str(error).strip().splitlines()
+    return shorten(lines[0].rstrip("."), 160, placeholder=" …") if lines else type(error).__name__

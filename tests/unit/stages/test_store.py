@@ -13,7 +13,8 @@ import preceptor
 import stored_recipes
 import stores
 from preceptor.errors import InputError, RunFailed
-from preceptor.identity import Hashes, stage_identities
+from preceptor.hashes import Hashes
+from preceptor.identity import stage_identities
 from preceptor.models.tokenizers import load_tokenizer
 from preceptor.plan import plan, render
 from preceptor.recipe import ModelSpec, Recipe, StoreStage, parse_recipe

@@ -15,7 +15,8 @@ import preceptor
 import stored_recipes
 import stores
 from preceptor.errors import InputError, InputErrors, RunFailed
-from preceptor.identity import Hashes, stage_identities
+from preceptor.hashes import Hashes
+from preceptor.identity import stage_identities
 from preceptor.models.load import load_model
 from preceptor.models.tokenizers import load_tokenizer
 from preceptor.objective import Logits

@@ -18,7 +18,8 @@ import toys
 from endpoint_stub import StubEndpoint, error, say
 from judged import RANKING, annotation_rows, answer_rows, jsonl, judgment_row, output_rows, prompt_rows, question_rows
 from preceptor.errors import InputError, InputErrors, RunFailed
-from preceptor.identity import Hashes, stage_identities
+from preceptor.hashes import Hashes
+from preceptor.identity import stage_identities
 from preceptor.models.save import save_model
 from preceptor.models.tokenizers import train_tokenizer
 from preceptor.plan import plan, render
