@@ -7,6 +7,7 @@ Exit codes: 0 done; 2 the input is wrong, nothing was written; 1 it failed while
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shlex
 import sys
@@ -63,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in arguments
+    # Imported along with PEFT, it recommends a kernel from the Hub to whoever runs anything on certain CPUs.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         return _dispatch(arguments)
     except SystemExit as stop:  # --help and --version
