@@ -92,12 +92,7 @@ class EngineTrainer(Trainer):
         plugin = self.accelerator.state.fsdp_plugin
         self.create_optimizer()  # of plain parameters: Trainer would keep those that are cut in groups apart
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        shard_ends(
-            self.model,
-            self.args.device,
-            reshard_after_forward=plugin.reshard_after_forward,
-            offload_policy=plugin.cpu_offload,
-        )
+        shard_ends(self.model, self.args.device, reshard_after_forward=plugin.reshard_after_forward)
         now = dict(self.model.named_parameters())
         for group in self.optimizer.param_groups:
             group["params"] = [now[names[id(parameter)]] for parameter in group["params"]]

@@ -25,21 +25,7 @@ from preceptor.models.sharding import shard, whole_state
 from preceptor.trainer import DistillationTrainer
 
 CPU = torch.device("cpu")
-SGD: dict[str, Any] = {
-    "per_device_train_batch_size": 2,
-    "gradient_accumulation_steps": 2,
-    "num_train_epochs": 1,
-    "learning_rate": steps.LEARNING_RATE,
-    "lr_scheduler_type": "constant",
-    "optim": "sgd",
-    "max_grad_norm": 0,
-    "logging_steps": 1,
-    "disable_tqdm": True,
-    "report_to": "none",
-    "save_strategy": "no",
-    "use_cpu": True,
-    "dataloader_pin_memory": False,
-}
+SGD: dict[str, Any] = {**steps.SGD, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 
 
 class InOrder(DistillationTrainer):

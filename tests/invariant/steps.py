@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,20 @@ from preceptor.signals import TokenBatch
 from preceptor.teachers import ModelTeacher
 
 LEARNING_RATE = 0.1
+# Arguments of trainings that a brute force repeats: nothing but the gradient moves a weight.
+SGD: dict[str, Any] = {
+    "num_train_epochs": 1,
+    "learning_rate": LEARNING_RATE,
+    "lr_scheduler_type": "constant",
+    "optim": "sgd",
+    "max_grad_norm": 0,
+    "logging_steps": 1,
+    "disable_tqdm": True,
+    "report_to": "none",
+    "save_strategy": "no",
+    "use_cpu": True,
+    "dataloader_pin_memory": False,
+}
 WEIGHTS = {"next_token": 0.25, "logits": 1.0, "attention": 2.0}
 Rows = list[tuple[Tensor, Tensor]]
 

@@ -105,20 +105,10 @@ class Sequential(DistillationTrainer):
 def make_trainer(directory: Path, dtype: torch.dtype, batch: int, packing: bool = False, **more: Any) -> Sequential:
     student, teacher = steps.models(True, dtype)
     settings: dict[str, Any] = {
+        **steps.SGD,
         "output_dir": str(directory),
         "per_device_train_batch_size": batch,
         "gradient_accumulation_steps": 8 // batch,
-        "num_train_epochs": 1,
-        "learning_rate": steps.LEARNING_RATE,
-        "lr_scheduler_type": "constant",
-        "optim": "sgd",
-        "max_grad_norm": 0,
-        "logging_steps": 1,
-        "disable_tqdm": True,
-        "report_to": "none",
-        "save_strategy": "no",
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
     }
     objective = steps.objective()
     objective.route_names = ("rows",)

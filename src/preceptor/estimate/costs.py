@@ -6,14 +6,16 @@ An operation takes the longer of its arithmetic and its memory traffic (the roof
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
+
+from preceptor.models.taps import replaced
 
 
 @dataclass(frozen=True)
@@ -29,16 +31,19 @@ class Rates:
 
 @dataclass
 class Cost:
-    """Operations of one phase, those of one dtype and one shape of traffic added up."""
+    """The operations of one phase."""
 
-    flops: dict[torch.dtype, float] = field(default_factory=dict)
-    bytes: float = 0.0
     items: list[tuple[torch.dtype, float, float]] = field(default_factory=list)
-    """(dtype, FLOPs, bytes) of each operation."""
+    """(dtype, FLOPs, bytes) of each."""
 
     @property
     def total_flops(self) -> float:
-        return sum(self.flops.values())
+        return sum(flops for _, flops, _ in self.items)
+
+    @property
+    def bytes(self) -> float:
+        """Read and written."""
+        return sum(size for _, _, size in self.items)
 
     def seconds(self, rates: Rates) -> float:
         """On a device of these rates."""
@@ -55,23 +60,13 @@ class Costs:
         self._phase = "start"
         self._times = 1.0
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> AbstractContextManager[None]:
         """Count what runs in the block under `name`."""
-        before, self._phase = self._phase, name
-        try:
-            yield
-        finally:
-            self._phase = before
+        return replaced(self, "_phase", name)
 
-    @contextmanager
-    def times(self, factor: float) -> Iterator[None]:
+    def times(self, factor: float) -> AbstractContextManager[None]:
         """What runs in the block stands for `factor` times as much."""
-        before, self._times = self._times, self._times * factor
-        try:
-            yield
-        finally:
-            self._times = before
+        return replaced(self, "_times", self._times * factor)
 
     def add(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], tensors: list[Tensor], out: Any) -> None:
         """Count one operation that is not a view."""
@@ -82,8 +77,6 @@ class Costs:
         count = _FLOPS.get(func._overloadpacket)
         flops = 0.0 if count is None else float(count(*args, **kwargs, out_val=out)) * self._times
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors) * self._times
-        cost.flops[dtype] = cost.flops.get(dtype, 0.0) + flops
-        cost.bytes += size
         cost.items.append((dtype, flops, size))
 
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from preceptor.kernels import attention_kl as attention_kernel
 from preceptor.kernels.attention_kl import AttentionKL, attention_kl
 from preceptor.kernels.choice import implementation
 from preceptor.kernels.linear_loss import linear_loss
+from preceptor.models.taps import replaced
 from preceptor.objective import inside
 from preceptor.signals import AttentionScores, TargetPositions
 
@@ -46,8 +46,8 @@ def simulated_losses(simulation: Simulation) -> Iterator[None]:
 
     with (
         implementation("torch"),
-        mock.patch.object(inside, "attention_kl", attention),
-        mock.patch.object(inside, "linear_loss", linear),
+        replaced(inside, "attention_kl", attention),
+        replaced(inside, "linear_loss", linear),
     ):
         yield
 

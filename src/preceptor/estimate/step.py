@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +27,7 @@ from preceptor.models.taps import replaced
 from preceptor.objective import Attention, Objective
 from preceptor.objective import objective as prepared
 from preceptor.objective.maps import LayerLink
-from preceptor.signals import LayerShape, Needs, Signal, Teacher, TokenBatch
+from preceptor.signals import LayerShape, Signal, Teacher, TokenBatch
 from preceptor.teachers import AdapterTeacher, ModelTeacher, RoutedTeacher
 
 
@@ -78,7 +77,8 @@ def simulate(setup: Setup) -> Simulated:
         if setup.accumulation > 1:
             _give_gradients(trainable, storages)
         with objective.listening():
-            _forward_backward(simulation, objective, student, batch, teacher, setup)
+            step = _Step(simulation, objective, student, teacher, setup.arguments)
+            step.train(batch)
             storages.label((parameter.grad for parameter in trainable), GRADIENTS)
             with simulation.phase("update"):
                 torch.nn.utils.clip_grad_norm_(trainable, setup.arguments.max_grad_norm or 1.0)
@@ -86,7 +86,7 @@ def simulate(setup: Setup) -> Simulated:
                 optimizer.zero_grad()
             held_out = _batch(setup, setup.held_out) if setup.held_out else None
             if held_out is not None:
-                _measure(simulation, objective, student, held_out, teacher, setup)
+                step.measure(held_out)
         return Simulated(
             storages,
             simulation.costs,
@@ -167,7 +167,7 @@ def _taught_by(setup: Setup, teachers: dict[str, Any]) -> Teacher | None:
 
 def _objective(setup: Setup, student: nn.Module, teacher: Teacher | None) -> Objective:
     objective = Objective(setup.terms(), route_names=setup.route_names, vocabulary=setup.vocabulary)
-    with mock.patch.object(prepared, "link_layers", _any_links):
+    with replaced(prepared, "link_layers", _any_links):
         objective.prepare(student, teacher)
     return objective
 
@@ -230,57 +230,44 @@ def _precision(student: Any, arguments: Any) -> Iterator[None]:
         yield
 
 
-def _taught(
-    simulation: Simulation, batch: TokenBatch, teacher: Teacher | None, needs: Needs, phase: str
-) -> Signal | None:
-    if teacher is None:
-        return None
-    with simulation.phase(phase):
-        signal = teacher(batch, needs)
-    for part in signal.parts:
-        said = [
-            part.hidden_ND,
-            *(each for scores in part.attention.values() for each in (scores.q_BHRD, scores.k_BGSD)),
-        ]
-        stored = [] if part.stored is None else [each for each in vars(part.stored).values() if _is_tensor(each)]
-        simulation.storages.label([*said, *stored], SIGNALS)
-    return signal
+@dataclass(frozen=True)
+class _Step:
+    """What a simulated step is run with, training or measuring."""
 
+    simulation: Simulation
+    objective: Objective
+    student: Any
+    teacher: Teacher | None
+    arguments: Any
 
-def _forward_backward(
-    simulation: Simulation,
-    objective: Objective,
-    student: Any,
-    batch: TokenBatch,
-    teacher: Teacher | None,
-    setup: Setup,
-) -> None:
-    with _precision(student, setup.arguments):
-        sums = _forward(simulation, objective, student, batch, teacher, "forward")
-        loss = sums.loss / max(batch.targets.count, 1)
-        with simulation.phase("backward"):
-            loss.backward()
+    def train(self, batch: TokenBatch) -> None:
+        """Forward and backward."""
+        with _precision(self.student, self.arguments):
+            sums = self._forward(batch, "forward", "teacher")
+            loss = sums.loss / max(batch.targets.count, 1)
+            with self.simulation.phase("backward"):
+                loss.backward()
 
+    @torch.no_grad()
+    def measure(self, batch: TokenBatch) -> None:
+        """Held-out rows, as `evaluation.measure` runs them."""
+        self.student.eval()
+        with _precision(self.student, self.arguments):
+            self._forward(batch, "held-out", "held-out teacher")
 
-def _forward(
-    simulation: Simulation, objective: Objective, student: Any, batch: TokenBatch, teacher: Teacher | None, phase: str
-) -> Any:
-    asked = "teacher" if phase == "forward" else f"{phase} teacher"
-    signal = _taught(simulation, batch, teacher, objective.needs, asked)
-    with simulation.phase(phase):
-        return objective(student, batch, signal)
+    def _forward(self, batch: TokenBatch, phase: str, asking: str) -> Any:
+        signal = None if self.teacher is None else self._taught(self.teacher, batch, asking)
+        with self.simulation.phase(phase):
+            return self.objective(self.student, batch, signal)
 
-
-@torch.no_grad()
-def _measure(
-    simulation: Simulation,
-    objective: Objective,
-    student: Any,
-    batch: TokenBatch,
-    teacher: Teacher | None,
-    setup: Setup,
-) -> None:
-    """Held-out rows, as `evaluation.measure` runs them."""
-    student.eval()
-    with _precision(student, setup.arguments):
-        _forward(simulation, objective, student, batch, teacher, "held-out")
+    def _taught(self, teacher: Teacher, batch: TokenBatch, phase: str) -> Signal:
+        with self.simulation.phase(phase):
+            signal = teacher(batch, self.objective.needs)
+        for part in signal.parts:
+            said = [
+                part.hidden_ND,
+                *(each for scores in part.attention.values() for each in (scores.q_BHRD, scores.k_BGSD)),
+            ]
+            stored = [] if part.stored is None else [each for each in vars(part.stored).values() if _is_tensor(each)]
+            self.simulation.storages.label([*said, *stored], SIGNALS)
+        return signal

@@ -8,12 +8,14 @@ storages at any time and the peak is found at the end, by going through the even
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+
+from preceptor.models.taps import replaced
 
 WEIGHTS = "weights"
 TEACHER_WEIGHTS = "teacher_weights"
@@ -85,23 +87,13 @@ class Storages:
         if self._part == ACTIVATIONS and number is not None and self._parts[number] == WEIGHTS:
             self.label([made], COPIES)
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> AbstractContextManager[None]:
         """Name what is going on."""
-        before, self._phase = self._phase, name
-        try:
-            yield
-        finally:
-            self._phase = before
+        return replaced(self, "_phase", name)
 
-    @contextmanager
-    def making(self, part: str) -> Iterator[None]:
+    def making(self, part: str) -> AbstractContextManager[None]:
         """What is allocated in the block is for `part`, unless a label says otherwise."""
-        before, self._part = self._part, part
-        try:
-            yield
-        finally:
-            self._part = before
+        return replaced(self, "_part", part)
 
     # --- afterwards -------------------------------------------------------------------------------------------
 

@@ -76,7 +76,7 @@ def shard(model: nn.Module, device: torch.device, *, name: str) -> nn.Module:
     return model
 
 
-def shard_ends(model: nn.Module, device: torch.device, **how: Any) -> None:
+def shard_ends(model: nn.Module, device: torch.device, *, reshard_after_forward: bool) -> None:
     """Cut a student's embeddings and output head, before accelerate cuts the rest, to be gathered in their own dtype.
 
     Where layers are gathered in bfloat16, these are not: the head's gradient is a sum over all target positions and
@@ -84,7 +84,7 @@ def shard_ends(model: nn.Module, device: torch.device, **how: Any) -> None:
     """
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for part in _ends(model):
-        fully_shard(part, mesh=mesh, mp_policy=MixedPrecisionPolicy(), **how)
+        fully_shard(part, mesh=mesh, mp_policy=MixedPrecisionPolicy(), reshard_after_forward=reshard_after_forward)
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:

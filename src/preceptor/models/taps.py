@@ -141,17 +141,17 @@ def text_config(model: nn.Module) -> Any:
 
 
 @contextmanager
-def replaced(module: nn.Module, name: str, value: Any) -> Iterator[None]:
-    """Set an instance attribute for the duration of the block, restoring whether there was one."""
-    had, old = name in module.__dict__, module.__dict__.get(name)
-    module.__dict__[name] = value
+def replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
+    """Set an attribute of an instance or a module for the duration of the block, restoring whether there was one."""
+    had, old = name in holder.__dict__, holder.__dict__.get(name)
+    holder.__dict__[name] = value
     try:
         yield
     finally:
         if had:
-            module.__dict__[name] = old
+            holder.__dict__[name] = old
         else:
-            del module.__dict__[name]
+            del holder.__dict__[name]
 
 
 # --- the attention function -----------------------------------------------------------------------------------
