@@ -183,11 +183,13 @@ def _plan(arguments: list[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="leave out what stages need of memory, time and disk")
     options = _parse(parser, arguments)
 
-    from preceptor.plan import plan, render
-    from preceptor.plan.options import device_of
     from preceptor.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)
+
+    from preceptor.plan import plan, render  # after it: torch takes seconds, and a wrong key is said at once
+    from preceptor.plan.options import device_of
+
     result = plan(recipe, log=_progress, device=device_of(options))
     _print(result, render(result), options.json)
     return 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -155,3 +157,11 @@ def test_adapters_are_named_and_an_unknown_vocabulary_is_not_guessed(folder: Pat
     text = render(result)
     assert "  result: known after stage a" in text
     assert "  models.0: stage:a, known after stage a\n  models.1: stage:a with stage:lora, known after" in text
+
+
+def test_a_wrong_key_is_said_before_anything_heavy_is_imported(folder: Path) -> None:
+    (folder / "recipe.yaml").write_text(RECIPE.replace("rows_per_step", "rows_per_stpe"))
+    script = "import sys; from preceptor.cli import main; print(main(['plan', 'recipe.yaml']), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=True)
+    assert done.stdout == "2 False\n"
+    assert "rows_per_stpe is not a key that exists here" in done.stderr
