@@ -56,7 +56,8 @@ class EngineTrainer(Trainer):
     # --- choosing it --------------------------------------------------------------------------------------------
 
     def create_accelerator_and_postprocess(self) -> None:
-        with _environment_kept():
+        # accelerate leaves marks there that would have a process's later trainings under FSDP too.
+        with environment_kept("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"):
             super().create_accelerator_and_postprocess()
             if wants_fsdp(self.args) and not self.is_fsdp_enabled:
                 self._force_fsdp()
@@ -217,9 +218,8 @@ def _prepare_once(accelerator: Any, prepare: Any, *objects: Any, **how: Any) -> 
 
 
 @contextmanager
-def _environment_kept() -> Iterator[None]:
-    """accelerate leaves marks in the environment that would have a process's later trainings under FSDP too."""
-    names = ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING")
+def environment_kept(*names: str) -> Iterator[None]:
+    """Puts these environment variables back after the block."""
     before = {name: os.environ.get(name) for name in names}
     try:
         yield
@@ -229,3 +229,11 @@ def _environment_kept() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _on_numbered_cpu(storage: Any, location: str) -> Any:
+    """For `cpu:0`, where transformers loads checkpoints in several CPU processes; torch 2.11 knows `cpu` only."""
+    return storage if location.startswith("cpu:") else None
+
+
+torch.serialization.register_package(90, lambda storage: None, _on_numbered_cpu)
