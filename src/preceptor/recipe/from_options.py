@@ -19,36 +19,6 @@ SOURCE = "preceptor evaluate"
 _ADDRESSES = ("http://", "https://")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that `evaluation` reads."""
-    add = parser.add_argument
-    add(
-        "models",
-        nargs="*",
-        metavar="[NAME=]MODEL",
-        help="a folder or Hub id, or URL#MODEL of an OpenAI-compatible endpoint; also key=value of the recipe it makes",
-    )
-    add("--reference", metavar="NAME", help="the model whose general ability is to be kept")
-    add("--expert", metavar="NAME", help="the model whose domain ability is to be gained")
-    rows = parser.add_argument_group("rows (data files with `messages`, and `metric`, `choices`, `task`)")
-    rows.add_argument("--general", metavar="FILE", action="append", default=[], help="rows of general ability")
-    rows.add_argument("--domain", metavar="FILE", action="append", default=[], help="rows of the domain")
-    suites = parser.add_argument_group("suites")
-    suites.add_argument(
-        "--mt-bench",
-        metavar="FOLDER",
-        help="the official data: question.jsonl, reference_answer/gpt-4.jsonl, and judge_prompts.jsonl there or above",
-    )
-    suites.add_argument("--alpaca-eval", metavar="FILE", help="model_outputs.json of the baseline")
-    suites.add_argument("--annotator-prompt", metavar="FILE", help="AlpacaEval's prompt template")
-    suites.add_argument("--tasks", metavar="A,B", help="tasks of lm-evaluation-harness")
-    suites.add_argument("--include", metavar="FOLDER", action="append", default=[], help="folder of further task files")
-    judge = parser.add_argument_group("judge")
-    judge.add_argument("--judge", metavar="URL#MODEL", help="an OpenAI-compatible endpoint that judges the answers")
-    judge.add_argument("--judge-key-env", metavar="VARIABLE", help="environment variable that holds its key")
-    parser.add_argument("--out", metavar="DIR", default="scores", help="where to write (default: scores)")
-
-
 def evaluation(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """The recipe as a mapping, and the `key=value` texts among the arguments that are to be applied to it.
 
