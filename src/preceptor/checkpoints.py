@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from preceptor.errors import InputError
-from preceptor.files import publish_directory, verify_directory
+from preceptor.files import (
+    move_aside,
+    publish_directory,
+    remove_directory,
+    remove_interrupted,
+    verify_directory,
+    write_atomic,
+)
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 ASIDE = ".writing"
+UNSCHEDULED = "unscheduled"  # a file in the checkpoint of an interruption
 
 
 def checkpoint_steps(folder: Path) -> dict[int, Path]:
@@ -24,37 +33,64 @@ def checkpoint_steps(folder: Path) -> dict[int, Path]:
     return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint, its checksums verified; what an interrupted write left aside is removed.
+def last_checkpoint(folder: Path, log: Callable[[str], None] = lambda line: None) -> Path | None:
+    """The newest checkpoint that is whole by its checksums; what an interrupted write left aside is removed.
+
+    Newer ones that are damaged are renamed to `checkpoint-STEP.damaged`, and `log` is told: to go on from an older
+    one costs time and changes no number.
 
     Raises:
-        InputError: when a file of the newest checkpoint is missing or differs from its manifest.
+        InputError: when all are damaged, for then all the work would be done anew.
     """
     shutil.rmtree(folder / ASIDE, ignore_errors=True)
-    steps = checkpoint_steps(folder)
-    if not steps:
-        return None
-    path = steps[max(steps)]
-    try:
-        verify_directory(path)
-    except InputError as error:
+    remove_interrupted(folder)
+    damaged: list[tuple[Path, str]] = []
+    for path in reversed(checkpoint_steps(folder).values()):
+        try:
+            verify_directory(path)
+        except InputError as error:
+            damaged.append((path, str(error)))
+            continue
+        for each, said in damaged:
+            moved = move_aside(each, each.with_name(f"{each.name}.damaged"))
+            cause = said.rpartition("; ")[0]
+            log(f"{each.name} is damaged ({cause}); it is now {moved.name} and may be deleted")
+        return path
+    if damaged:
         raise InputError(
-            f"{error}; to go on from the checkpoint before it (or from the start) delete the folder {path}"
-        ) from error
-    return path
+            f"{damaged[0][1]}; no older checkpoint is whole either, so to start over delete the folder {folder}"
+        )
+    return None
 
 
-def publish_checkpoint(aside: Path, folder: Path, *, keep: int | None, best: int | None) -> Path:
-    """Make a checkpoint visible, then drop the oldest beyond `keep`, never the newest nor that of step `best`."""
+def publish_checkpoint(
+    aside: Path, folder: Path, *, keep: int | None, best: int | None, unscheduled: bool = False
+) -> Path:
+    """Make a checkpoint visible, and drop those that it makes superfluous."""
+    if unscheduled:
+        write_atomic(aside / UNSCHEDULED, "Written because the training was interrupted.\n")
     final = folder / aside.name
     publish_directory(aside, final)
     shutil.rmtree(aside.parent, ignore_errors=True)
-    steps = checkpoint_steps(folder)
-    if keep is not None and keep > 0:
-        spare = [path for step, path in steps.items() if step not in (max(steps), best)]
-        for path in spare[: max(0, len(steps) - keep)]:
-            shutil.rmtree(path)
+    drop_spare(folder, keep=keep, best=best)
     return final
+
+
+def drop_spare(folder: Path, *, keep: int | None, best: int | None) -> None:
+    """Drop the oldest checkpoints beyond `keep`, never the newest nor that of step `best`.
+
+    An unscheduled one goes when there is a newer one, and none goes for it: a training that was interrupted keeps the
+    checkpoints of one that was not.
+    """
+    steps = checkpoint_steps(folder)
+    unscheduled = {step for step, path in steps.items() if (path / UNSCHEDULED).exists()}
+    newest = max(steps)
+    spare = unscheduled - {newest}
+    if keep is not None and keep > 0 and newest not in unscheduled:
+        others = [step for step in steps if step not in (newest, best) and step not in spare]
+        spare |= set(others[: max(0, len(steps) - len(spare) - keep)])
+    for step in spare:
+        remove_directory(steps[step])
 
 
 class SaveLast(TrainerCallback):
@@ -65,6 +101,12 @@ class SaveLast(TrainerCallback):
     """
 
     _postponed = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # A process that was killed after publishing a checkpoint has not dropped those that it made superfluous.
+        folder = Path(args.output_dir)
+        if state.is_world_process_zero and state.global_step == max(checkpoint_steps(folder), default=0) > 0:
+            drop_spare(folder, keep=args.save_total_limit, best=state.best_global_step)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

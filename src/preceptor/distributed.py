@@ -21,10 +21,13 @@ from functools import cache
 from typing import Any, NoReturn, TypeVar
 
 from preceptor.errors import InputError
+from preceptor.interrupts import Interrupted
 
 T = TypeVar("T")
 
 _PARTING = 20.0  # seconds that one process waits for another to end
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
+_FAREWELL = 3600  # seconds that the launcher waits for processes to write a checkpoint
 
 
 def rank() -> int:
@@ -188,11 +191,17 @@ def leading() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        tell({"ended": 2 if isinstance(error, InputError) else 130 if isinstance(error, KeyboardInterrupt) else 1})
+        tell({"ended": _code(error)})
         raise
     tell({"finished": True})
     if world_size() > 1:
         _words().wait_until_heard()
+
+
+def _code(error: BaseException) -> int:
+    if isinstance(error, Interrupted):
+        return error.code
+    return 2 if isinstance(error, InputError) else 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
 def following(take_part: Callable[[dict[str, Any]], None]) -> None:
@@ -210,7 +219,7 @@ def following(take_part: Callable[[dict[str, Any]], None]) -> None:
             take_part(word)
         except LeaderEnded:
             raise
-        except Exception:
+        except (Exception, Interrupted):
             _let_the_first_speak()
             raise
 
@@ -248,6 +257,17 @@ def end(code: int) -> NoReturn:
     sys.exit(code)
 
 
+def end_with_launcher() -> None:
+    """Have Linux send this process SIGTERM when the launcher is no more: it leads a session of its own and would go on.
+
+    A launcher that is killed outright passes no signal on; the run directory would stay locked.
+    """
+    if world_size() > 1 and sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
 # --- starting them ----------------------------------------------------------------------------------------------
 
 
@@ -266,10 +286,17 @@ def launch_arguments(arguments: Sequence[str], processes: int) -> list[str]:
 
 
 def launch(arguments: Sequence[str]) -> int:
-    """Run torchrun in this process; returns 0, or the exit code of the process that failed first."""
+    """Run torchrun in this process; returns 0, or the exit code of the process that failed first.
+
+    Signals go on to the processes, which are waited for: 130 after Ctrl-C, 143 after SIGTERM. A second one is their
+    second one too.
+    """
     # The processes say what is wrong; torchrun's own account of it would bury that.
     os.environ.setdefault("LOGLEVEL", "CRITICAL")
+    # torchrun would kill them after half a minute, in which a step and its checkpoint need not be done.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_FAREWELL))
     from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -279,6 +306,8 @@ def launch(arguments: Sequence[str]) -> int:
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         return int(failure.exitcode) if failure.exitcode > 0 else 1
+    except SignalException as stop:
+        return 128 + int(stop.sigval)
     finally:
         for each, handler in handlers.items():
             signal.signal(each, handler)

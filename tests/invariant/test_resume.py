@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -207,19 +208,30 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_checkpoint_is_refused(damage: str, made: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_not_taken(damage: str, made: Path, tmp_path: Path) -> None:
+    """Training goes on from the one before it; where there is none, all that was done is not done anew unasked."""
     shutil.copytree(made, tmp_path / "run")
-    newest = tmp_path / "run/checkpoints/checkpoint-6"
+    folder = tmp_path / "run/checkpoints"
     break_it, sentence = DAMAGE[damage]
-    break_it(newest)
-    with pytest.raises(InputError, match=sentence) as refused:
-        last_checkpoint(tmp_path / "run/checkpoints")
-    assert "go on from the checkpoint before it" in str(refused.value)
-    assert "\n" not in str(refused.value)
+    break_it(folder / "checkpoint-6")
     with pytest.raises(InputError, match=sentence):
-        trainer(tmp_path / "run").train(resume_from_checkpoint=str(newest))
-    shutil.rmtree(newest)
-    assert last_checkpoint(tmp_path / "run/checkpoints") == tmp_path / "run/checkpoints/checkpoint-3"
+        trainer(tmp_path / "run").train(resume_from_checkpoint=str(folder / "checkpoint-6"))
+    said: list[str] = []
+    assert last_checkpoint(folder, said.append) == folder / "checkpoint-3"
+    assert len(said) == 1
+    assert re.fullmatch(
+        rf"checkpoint-6 is damaged \(.*{sentence}.*\); it is now checkpoint-6.damaged and may be deleted", said[0]
+    )
+    assert {path.name for path in folder.iterdir()} == {"checkpoint-3", "checkpoint-6.damaged"}
+
+    break_it(folder / "checkpoint-3")
+    with pytest.raises(InputError, match=sentence) as refused:
+        last_checkpoint(folder)
+    assert str(refused.value).endswith(
+        f"no older checkpoint is whole either, so to start over delete the folder {folder}"
+    )
+    assert "\n" not in str(refused.value)
+    assert {path.name for path in folder.iterdir()} == {"checkpoint-3", "checkpoint-6.damaged"}
 
 
 def test_what_an_interrupted_write_left_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
