@@ -6,6 +6,8 @@ The sums between two log lines are part of a checkpoint, so a resumed run logs w
 from __future__ import annotations
 
 import json
+import math
+import os
 import resource
 import sys
 import time
@@ -32,7 +34,8 @@ class StepMetrics:
     def __init__(self, objective: Objective, device: torch.device) -> None:
         self._objective = objective
         self._device = device
-        self.skipped_total = 0  # of the whole training; the other figures are since the last log line
+        self.skipped_total = 0  # of the whole training, as the next; the other figures are since the last log line
+        self.nonfinite_total = self.nonfinite_in_a_row = 0
         self.reset()
 
     def reset(self) -> None:
@@ -44,8 +47,12 @@ class StepMetrics:
         load = (0, 0) if routers is None else (routers.layers, routers.experts)
         self.expert_load_LE = torch.zeros(load, dtype=torch.float64, device=self._device)
         self.tokens = 0
-        self.skipped_steps = 0
+        self.skipped_steps = self.nonfinite_steps = 0
         self._started = time.perf_counter()
+        self._mark()
+
+    def _mark(self) -> None:
+        self._marked = self.sums_TK, self.weighted_sum, self.targets_K, self.expert_load_LE
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -62,12 +69,24 @@ class StepMetrics:
         self.skipped_total += 1
 
     def add(self, sums: LossSums, tokens: int) -> None:
-        self.sums_TK += sums.sums_TK
-        self.weighted_sum += sums.loss.detach()
-        self.targets_K += sums.targets_K
+        # Not in place: `end_step` may take them back.
+        self.sums_TK = self.sums_TK + sums.sums_TK
+        self.weighted_sum = self.weighted_sum + sums.loss.detach()
+        self.targets_K = self.targets_K + sums.targets_K
         self.tokens += tokens
         if sums.expert_load_LE is not None:
-            self.expert_load_LE += sums.expert_load_LE
+            self.expert_load_LE = self.expert_load_LE + sums.expert_load_LE
+
+    def end_step(self, *, finite: bool) -> None:
+        """Keep what an optimiser step has added; of one that is not finite only the tokens it took."""
+        if finite:
+            self.nonfinite_in_a_row = 0
+        else:
+            self.sums_TK, self.weighted_sum, self.targets_K, self.expert_load_LE = self._marked
+            self.nonfinite_steps += 1
+            self.nonfinite_total += 1
+            self.nonfinite_in_a_row += 1
+        self._mark()
 
     def read(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """The log line, summed over ranks by `reduce`."""
@@ -75,9 +94,10 @@ class StepMetrics:
         sums_TK, weighted_sum, targets_K, tokens, load_LE = self._reduced(reduce)
         K = len(targets_K)
         targets = float(targets_K.sum())
-        line = {"loss": weighted_sum / max(targets, 1)}
+        counted = targets or math.nan  # a mean over nothing is no number, rather than 0
+        line = {"loss": weighted_sum / counted}
         for t, name in enumerate(self._objective.names):
-            line[name] = float(sums_TK[t].sum()) / max(targets, 1)
+            line[name] = float(sums_TK[t].sum()) / counted
         if K > 1:
             for k, route in enumerate(self._objective.route_names):
                 count = float(targets_K[k])
@@ -90,6 +110,7 @@ class StepMetrics:
             # The least of any layer: 0 is an expert that no token chose.
             line |= {"expert_share_min": float(share_LE.min()), "expert_share_max": float(share_LE.max())}
         line |= {"targets": targets, "tokens": tokens, "skipped_steps": float(self.skipped_steps)}
+        line["nonfinite_steps"] = float(self.nonfinite_steps)
         line |= {"targets_per_second": targets / seconds, "tokens_per_second": tokens / seconds}
         return line | {"peak_memory_mb": peak_memory_mb(self._device), "seconds": seconds}
 
@@ -104,6 +125,9 @@ class StepMetrics:
             "expert_load": load_LE.tolist(),
             "skipped_steps": self.skipped_steps,
             "skipped_total": self.skipped_total,
+            "nonfinite_steps": self.nonfinite_steps,
+            "nonfinite_total": self.nonfinite_total,
+            "nonfinite_in_a_row": self.nonfinite_in_a_row,
         }
 
     def _reduced(self, reduce: Callable[[Tensor], Tensor]) -> tuple[Tensor, float, Tensor, float, Tensor]:
@@ -124,6 +148,9 @@ class StepMetrics:
             self.expert_load_LE += torch.tensor(state["expert_load"], dtype=torch.float64, device=self._device)
         self.tokens, self.skipped_steps = state["tokens"], state["skipped_steps"]
         self.skipped_total = state["skipped_total"]
+        for name in ("nonfinite_steps", "nonfinite_total", "nonfinite_in_a_row"):
+            setattr(self, name, state.get(name, 0))  # checkpoints from before they were counted have none
+        self._mark()
 
 
 def peak_memory_mb(device: torch.device) -> float:
@@ -145,10 +172,13 @@ class MetricsFile(TrainerCallback):
             return
         kept = []
         if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
-                # A line cut short by a kill has no newline and is later than any checkpoint.
-                if line.endswith("\n") and json.loads(line)["step"] <= state.global_step and state.global_step > 0:
-                    kept.append(line)
+            for line in self.path.read_bytes().split(b"\n")[:-1]:
+                try:
+                    step = int(json.loads(line)["step"])
+                except (ValueError, TypeError, KeyError):
+                    break  # what a kill or a power cut has torn is later than any checkpoint
+                if step <= state.global_step and state.global_step > 0:
+                    kept.append(line.decode() + "\n")
         write_atomic(self.path, "".join(kept))
 
     def on_log(
@@ -162,6 +192,8 @@ class MetricsFile(TrainerCallback):
         if state.is_world_process_zero and logs and "train_runtime" not in logs:
             with self.path.open("a", encoding="utf-8") as stream:
                 stream.write(json_text({"step": state.global_step, **logs}, indent=None) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())  # a checkpoint that survives a power cut does so with its lines
 
 
 class PlainProgress(TrainerCallback):

@@ -4,75 +4,100 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.distributed.tensor import DTensor
+from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from preceptor.arguments import settle
 from preceptor.checkpoints import ASIDE, SaveLast, last_checkpoint, publish_checkpoint
-from preceptor.data.chat import EncodedRow
-from preceptor.data.collator import Collator, filler_row
+from preceptor.data.chat import Targets
+from preceptor.data.collator import Collator
 from preceptor.data.mixture import Mixture, MixtureSampler
-from preceptor.engine import EngineTrainer
-from preceptor.engine_checks import check_engine
+from preceptor.engine_checks import check_engine, check_precision
 from preceptor.errors import InputError
-from preceptor.evaluation.measure import TermSums, by_length, measure
 from preceptor.files import verify_directory, write_atomic
+from preceptor.finished import FinishedModels
+from preceptor.measuring import MeasuringTrainer
 from preceptor.metrics import StepMetrics
 from preceptor.models.compiled import compile_layers, compile_no_model, compile_options
 from preceptor.models.sharding import reshard
 from preceptor.models.taps import text_config
+from preceptor.nonfinite import NonFiniteSteps, scaled
 from preceptor.objective import Objective
+from preceptor.objective.terms import Term
 from preceptor.signals import Teacher, TokenBatch
+from preceptor.stopping import StoppableTrainer
 
 METRICS_STATE = "metrics_state.json"
 
 
-class DistillationTrainer(EngineTrainer):
+class DistillationTrainer(MeasuringTrainer, FinishedModels, StoppableTrainer):
     """Trains `model` on an objective whose terms may follow a teacher; plain fine-tuning is an objective without one.
 
     The loss of an optimiser step is the terms' sum over all its target positions, on all ranks and in all accumulated
     micro-batches, divided once by their number N.
 
     Args:
-        model: the student, a transformers causal language model or a PEFT model, with float32 parameters.
-        args: as for transformers' Trainer.
-        objective: prepared here for `model` and `teacher`.
-        teacher: needed where a term follows one.
-        train_dataset: encoded rows; a `Mixture` keeps its own order.
-        eval_dataset: encoded rows, measured by the objective, per dataset.
-        data_collator: makes `TokenBatch` tensors of rows.
-        calibration: rows on which layer and head maps are chosen, where they must be.
+        model: the student: a transformers causal language model or a PEFT model, with float32 parameters; or a folder
+            or Hub id, which is loaded so.
+        args: as for transformers' Trainer, or TRL's SFTConfig, of which a field that would not be followed is refused.
+        objective: terms, or an `Objective` of them, prepared here for `model` and `teacher`; None: `[Logits()]`.
+        teacher: needed where a term follows one: a teacher, a model, a folder or a Hub id.
+        train_dataset: a `datasets.Dataset` or list of dicts in one of TRL's forms, drawn in the order a stage would
+            have; or encoded rows, of which a `Mixture` keeps its own order.
+        eval_dataset: rows likewise, measured by the objective, per dataset; or several datasets by name.
+        data_collator: makes `TokenBatch` tensors of encoded rows; None: pads them.
+        calibration: rows on which layer and head maps are chosen, where they must be; of dicts the first to train on.
+        nonfinite: what is done about steps whose loss or gradient is not finite; None: as `NonFiniteSteps()`.
+        processing_class: the tokenizer, saved with the student; None: the one beside the model's weights.
+        peft_config: of an adapter to train on the student.
+        max_length: tokens of a row, where rows are dicts; None: that of `args`, else 1024.
+        targets: `assistant` or `all`, where rows are dicts; None: answers and completions, and all of plain text.
+        formatting_func: makes plain text of each dict.
 
     Raises:
-        InputError: for torch.compile options that cannot be used here, a bfloat16 or float16 student trained in full,
+        InputError: for an argument or setting that cannot be used here, a bfloat16 or float16 student trained in full,
             several visible GPUs in one process, several processes that know nothing of each other, or what
             `Objective.prepare` refuses.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel | nn.Module,
-        args: TrainingArguments,
+        model: PreTrainedModel | nn.Module | str | Path,
+        args: TrainingArguments | None = None,
         *,
-        objective: Objective,
-        teacher: Teacher | None = None,
-        train_dataset: Dataset[EncodedRow] | Sequence[EncodedRow] | None = None,
-        eval_dataset: Sequence[EncodedRow] | None = None,
-        data_collator: Collator,
-        calibration: Sequence[EncodedRow] = (),
+        objective: Objective | Sequence[Term] | None = None,
+        teacher: Teacher | nn.Module | str | Path | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        data_collator: Collator | None = None,
+        calibration: Any = (),
+        nonfinite: NonFiniteSteps | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: Any = None,
+        max_length: int | None = None,
+        targets: Targets | None = None,
+        formatting_func: Callable[[dict[str, Any]], str] | None = None,
         **kwargs: Any,
     ) -> None:
+        given = self.given = settle(
+            model, args, objective=objective, teacher=teacher, train_dataset=train_dataset, eval_dataset=eval_dataset,
+            calibration=calibration, data_collator=data_collator, processing_class=processing_class,
+            peft_config=peft_config, max_length=max_length, targets=targets, formatting_func=formatting_func,
+            others=kwargs,
+        )  # fmt: skip
+        model, args = given.model, given.args
         check_engine(model, args)
         compiling = compile_options(args)
-        _check_precision(model, args)
-        if data_collator.packing and "flash" in str(text_config(model)._attn_implementation):
+        check_precision(model, args)
+        if given.collator.packing and "flash" in str(text_config(model)._attn_implementation):
             raise InputError(
                 f"packing: {text_config(model)._attn_implementation} keeps packed rows apart only in batches of one; "
                 "set `packing: false`, or load the student with attn_implementation sdpa"
@@ -84,40 +109,40 @@ class DistillationTrainer(EngineTrainer):
         super().__init__(
             model,
             args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            data_collator=data_collator,
-            processing_class=processing_class,
+            train_dataset=given.train_rows,
+            eval_dataset=given.eval_rows,
+            data_collator=given.collator,
+            processing_class=given.tokenizer,
             **kwargs,
         )
         compile_no_model(self.accelerator, args)
         # Our loss is divided by N already: Trainer must not divide it by the accumulation steps again.
         self.model_accepts_loss_kwargs = True
-        self.objective = objective
-        self.teacher = teacher
-        self.collator = data_collator
-        size = args.per_device_eval_batch_size
-        batches = (self._batch(calibration[i : i + size]) for i in range(0, len(calibration), size))
+        self.objective, self.teacher, self.collator = given.objective, given.teacher, given.collator
+        self.remember_padding()
+        size, rows = args.per_device_eval_batch_size, given.calibration
+        batches = (self.batch_of(rows[i : i + size]) for i in range(0, len(rows), size))
         self.prepare_student()
         # Layers that are gathered in bfloat16 cannot be run without autocast; others are measured as they are.
         with self.autocast() if self.is_fsdp_enabled else nullcontext():
-            objective.prepare(self.model, teacher, batches)
+            self.objective.prepare(self.model, self.teacher, batches)
         reshard(self.model)
         if compiling is not None:
             compile_layers(self.accelerator.unwrap_model(self.model), compiling, name="student")
-        self.step_metrics = StepMetrics(objective, args.device)
+        self.step_metrics = StepMetrics(self.objective, args.device)
+        self.nonfinite = nonfinite or NonFiniteSteps()
+        self.add_callback(self.nonfinite)
         self.add_callback(SaveLast())
 
-    def _batch(self, rows: Sequence[EncodedRow]) -> TokenBatch:
-        return TokenBatch.from_inputs(self._prepare_inputs(self.collator(rows)))
+    batch_shape: tuple[int, int] | None = None
+    """Rows and tokens of the micro-batch that is being worked on, or was last."""
 
     # --- one step -----------------------------------------------------------------------------------------------
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """N, the target positions of the whole optimiser step on all ranks."""
         count = sum(int(inputs["target_mask"].sum()) for inputs in batch_samples)
-        everywhere: Tensor = self.accelerator.reduce(torch.tensor(count, device=device), "sum")
-        return everywhere
+        return self.count_everywhere(count, device)
 
     def compute_loss(
         self,
@@ -128,12 +153,14 @@ class DistillationTrainer(EngineTrainer):
     ) -> Any:
         """The micro-batch's share of the step's loss, times the ranks over which engines average gradients."""
         batch = TokenBatch.from_inputs(inputs)
+        self.batch_shape = (len(batch.input_ids), batch.input_ids.shape[1])
         signal = None if self.teacher is None else self.teacher(batch, self.objective.needs)
         with self.autocast():
             sums = self.objective(model, batch, signal, student=self.accelerator.unwrap_model(model))
         self.step_metrics.add(sums, int(batch.attention_mask.sum()))
+        self.nonfinite.saw(inputs, sums)
         count = batch.targets.count if num_items_in_batch is None else int(num_items_in_batch)
-        loss = sums.loss * (self.accelerator.num_processes / max(count, 1))
+        loss = scaled(sums.loss, self.accelerator.num_processes / max(count, 1))
         return (loss, {}) if return_outputs else loss
 
     def training_step(
@@ -147,6 +174,12 @@ class DistillationTrainer(EngineTrainer):
             state._set_sync_gradients(False)
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Trainer's, of which all ranks have one; None of a step that is not to be taken."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return norm if self.nonfinite.passes(self, norm) else None
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> Any:
         """As Trainer.train; a checkpoint is verified against its manifest before anything of it is read."""
@@ -168,7 +201,7 @@ class DistillationTrainer(EngineTrainer):
         with self.objective.listening():
             return super().train(checkpoint, **kwargs)
 
-    def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
+    def _run_epoch(self, *, model: nn.Module, epoch: int, **kwargs: Any) -> None:
         """As Trainer's, which would take one more step when it resumes where `max_steps` ended an epoch early."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
@@ -176,7 +209,7 @@ class DistillationTrainer(EngineTrainer):
         if self._order is not None:
             # Skipping batches on several processes wraps the sampler deeper than set_epoch reaches.
             self._order.set_epoch(epoch)
-        super()._run_epoch(epoch=epoch, **kwargs)
+        super()._run_epoch(model=model, epoch=epoch, **kwargs)
 
     _order: MixtureSampler | None = None
 
@@ -198,47 +231,6 @@ class DistillationTrainer(EngineTrainer):
             self.step_metrics.reset()
         super().log(logs, start_time)
 
-    def evaluate(
-        self,
-        eval_dataset: Sequence[EncodedRow] | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """Every term on the held-out rows: `eval_TERM`, per dataset `eval_TERM/DATASET`, and their weighted loss."""
-        rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        with self.step_metrics.paused():
-            found = self.measure(rows)
-        totals = found.totals()
-        loss = self.objective.weighted(found.sums_TK) / max(int(found.targets_K.sum()), 1)
-        metrics = {f"{metric_key_prefix}_loss": loss}
-        metrics |= {f"{metric_key_prefix}_{name}": value for name, value in totals.items()}
-        if len(found.route_names) > 1:
-            for route, means in found.means().items():
-                metrics |= {f"{metric_key_prefix}_{name}/{route}": means[name] for name in found.names}
-        self.log(metrics)
-        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    def measure(self, rows: Sequence[EncodedRow]) -> TermSums:
-        """The objective's terms on `rows`, which all ranks share."""
-        model = self.model_wrapped
-        with self.autocast():
-            found = measure(
-                self.objective, model, self._shard(rows), self.teacher, student=self.accelerator.unwrap_model(model)
-            )
-        reshard(model)
-        sums_TK, targets_K = (self.accelerator.reduce(each, "sum") for each in (found.sums_TK, found.targets_K))
-        return TermSums(found.names, found.route_names, sums_TK, targets_K)
-
-    def _shard(self, rows: Sequence[EncodedRow]) -> Iterator[TokenBatch]:
-        """This rank's batches; every rank gets as many, so that sharded forwards stay in step."""
-        size, world = self.args.per_device_eval_batch_size, self.accelerator.num_processes
-        batches = by_length([len(row) for row in rows], size)
-        filler = filler_row(self.collator.pad_token_id, self.objective.route_names[0])
-        for i in range(0, len(batches), world):
-            mine = i + self.accelerator.process_index
-            yield self._batch([rows[r] for r in batches[mine]] if mine < len(batches) else [filler])
-
     # --- checkpoints --------------------------------------------------------------------------------------------
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -248,8 +240,6 @@ class DistillationTrainer(EngineTrainer):
     def _checkpoint_folder(self) -> Path:
         folder = Path(self.args.output_dir)
         return folder / ASIDE if self._writing else folder
-
-    _writing = False
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Trainer's checkpoint, made aside and published whole with checksums."""
@@ -272,22 +262,5 @@ class DistillationTrainer(EngineTrainer):
             if best is not None:
                 self.state.save_to_json(str(aside / "trainer_state.json"))
             write_atomic(aside / METRICS_STATE, json.dumps(metrics))
-            publish_checkpoint(aside, folder, keep=self.args.save_total_limit, best=best)
+            publish_checkpoint(aside, folder, keep=self.args.save_total_limit, best=best, unscheduled=self._unscheduled)
         self.accelerator.wait_for_everyone()
-
-
-def _check_precision(model: nn.Module, args: TrainingArguments) -> None:
-    """Packed weights cannot be trained, and bf16 ones lose most updates at the paper's learning rate."""
-    packed = isinstance(model, PreTrainedModel) and getattr(model, "is_quantized", False)
-    if packed and not getattr(getattr(model, "hf_quantizer", None), "is_qat_trainable", False):
-        raise InputError(
-            "student: its checkpoint is quantised, and quantised weights cannot be trained themselves; train an "
-            "adapter on it (`lora: {r: 16}`), or start from the checkpoint that was not quantised"
-        )
-    low = {p.dtype for p in model.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)}
-    if low:
-        given = str(next(iter(low))).removeprefix("torch.")
-        raise InputError(
-            f"student: its trainable parameters are {given}, in which most updates round away (learning rate "
-            f"{args.learning_rate:g}); load it in float32 and set `training: {{bf16: true}}` to compute in bfloat16"
-        )

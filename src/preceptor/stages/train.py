@@ -28,13 +28,16 @@ from preceptor.models.load import load_model, source_dtype
 from preceptor.models.save import save_model
 from preceptor.models.sharding import count_parameters
 from preceptor.models.tokenizers import check_tokenizer_fits
+from preceptor.nonfinite import NonFiniteSteps
 from preceptor.objective import Objective
 from preceptor.recipe import DistillStage, ModelSpec, SftStage, ShareSpec, local_path
 from preceptor.recipe.base import stage_of
 from preceptor.stages.allocator import keep_large_blocks_apart
 from preceptor.stages.build import add_lora, build_terms, training_arguments
 from preceptor.stages.context import StageContext
+from preceptor.stages.determinism import determinism_ends
 from preceptor.stages.encoding import stage_rows, stage_tokenizer
+from preceptor.stages.faults import told
 from preceptor.stages.stores import title_of
 from preceptor.stages.teachers import build_teacher
 from preceptor.teachers import RoutedTeacher, StoredTeacher
@@ -68,6 +71,7 @@ class _Rows:
         return parts
 
 
+@determinism_ends()
 def execute(spec: SftStage | DistillStage, context: StageContext) -> dict[str, Any]:
     """Train, measure the objective on held-out rows before and after, save model and card; return the results.
 
@@ -89,7 +93,8 @@ def execute(spec: SftStage | DistillStage, context: StageContext) -> dict[str, A
     trainer = _trainer(spec, context, student, tokenizer, rows)
     before = _measured_before(trainer, rows, context)
     checkpoint = from_main(lambda: _last_checkpoint(context))
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with told(trainer):
+        trainer.train(resume_from_checkpoint=checkpoint)
     results = _results(trainer, rows, before)
     context.log(f"{context.name}: {_sentence(results)}")
     weights = trainer.whole_weights()  # a sharded student is gathered by all ranks
@@ -99,7 +104,7 @@ def execute(spec: SftStage | DistillStage, context: StageContext) -> dict[str, A
 
 
 def _last_checkpoint(context: StageContext) -> str | None:
-    path = last_checkpoint(context.directory / "checkpoints")
+    path = last_checkpoint(context.directory / "checkpoints", lambda line: context.log(f"{context.name}: {line}"))
     if path is None:
         return None
     context.log(f"{context.name}: resumes from {path.name}")
@@ -180,6 +185,11 @@ def _trainer(
             tokenizer.pad_token_id, route_names=routes, packing=spec.packing, max_length=spec.max_length
         ),
         calibration=[row for data in rows.datasets.values() for row in data.train[:calibration]],
+        nonfinite=NonFiniteSteps(
+            spec.max_nonfinite_steps,
+            path=context.directory / "nonfinite.jsonl",
+            say=lambda line: context.log(f"{context.name}: {line}"),
+        ),
         callbacks=[
             MetricsFile(context.directory / "metrics.jsonl"),
             PlainProgress(lambda line: context.log(f"{context.name}: {line}"), objective.names, context.name),
@@ -241,6 +251,7 @@ def _results(trainer: DistillationTrainer, rows: _Rows, before: dict[str, Any]) 
         "parameters": count_parameters(trainer.model),
         "trainable_parameters": count_parameters(trainer.model, trainable=True),
         "skipped_steps": trainer.step_metrics.skipped_total,
+        "nonfinite_steps": trainer.step_metrics.nonfinite_total,
         "peak_memory_mb": max((line["peak_memory_mb"] for line in logged), default=None),
         **({"attention_map": links} if links else {}),
     }
@@ -248,12 +259,19 @@ def _results(trainer: DistillationTrainer, rows: _Rows, before: dict[str, Any]) 
 
 def _sentence(results: dict[str, Any]) -> str:
     changes = [
-        f"{term} on {name} {old:.4f} -> {results['after'][name][term]:.4f}"
+        f"{term} on {name} {_number(old)} -> {_number(results['after'][name][term])}"
         for name, terms in results["before"].items()
         for term, old in terms.items()
         if term != "targets" and term in results["after"][name]
     ]
-    return f"{results['steps']} steps" + (f", held out: {', '.join(changes)}" if changes else "")
+    skipped = results["nonfinite_steps"]
+    not_finite = f" ({skipped} of them skipped, their loss or gradient not finite)" if skipped else ""
+    return f"{results['steps']} steps{not_finite}" + (f", held out: {', '.join(changes)}" if changes else "")
+
+
+def _number(value: float | None) -> str:
+    """A mean; what is not finite is null in the file from which a resumed run reads it."""
+    return "nan" if value is None else f"{value:.4f}"
 
 
 # --- saving -----------------------------------------------------------------------------------------------------
@@ -268,7 +286,8 @@ def _save(
     results: dict[str, Any],
     weights: dict[str, torch.Tensor],
 ) -> None:
-    base = (spec.student if isinstance(spec, DistillStage) else spec.model).path
+    trained = spec.student if isinstance(spec, DistillStage) else spec.model
+    base = trained.path
     on_hub = stage_of(base) is None and local_path(base, context.recipe.folder) is None
     card = render_card(
         name=context.recipe.name,
@@ -285,7 +304,7 @@ def _save(
     )
     folder = context.directory / ("model" if spec.lora is None else "adapter")
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-    save_model(model, tokenizer, folder, dtype=dtype, state_dict=weights, card=card)
+    save_model(model, tokenizer, folder, dtype=dtype, state_dict=weights, card=card, base_name=context.name_of(trained))
 
 
 def _teacher_names(spec: SftStage | DistillStage, context: StageContext) -> str | dict[str, str] | None:
