@@ -16,12 +16,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from preceptor.disk import FULL, DiskFull
 from preceptor.errors import InputError
 
 MANIFEST = "manifest.json"
 STORE_FORMAT = "preceptor teacher store"
 _BLOCK = 1 << 20  # bytes read at once when hashing
 _UNFINISHED = ".unfinished"
+_WRITING = ".writing"
+_OLD = ".old"
 
 
 def sha256_file(path: str | Path) -> str:
@@ -68,6 +71,16 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
+    try:
+        _write_aside(path, data)
+    except OSError as error:  # which names the neighbour, or nothing
+        if error.errno in FULL:
+            raise DiskFull(error.errno, path, len(data)) from None
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    sync_folder(path.parent)
+
+
+def _write_aside(path: Path, data: bytes) -> None:
     handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_UNFINISHED, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -79,12 +92,34 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
 
 
 def interrupted_writes(folder: Path) -> list[Path]:
-    """What `write_atomic` left in `folder` when its process was killed; nobody will ever finish or read them."""
-    return list(folder.glob(f".*{_UNFINISHED}"))
+    """What a killed process left in `folder`, of files and folders; nobody will ever finish or read it."""
+    return [path for ending in (_UNFINISHED, _WRITING, _OLD) for path in folder.glob(f".*{ending}")]
+
+
+def remove_interrupted(folder: Path) -> None:
+    """Removes what `interrupted_writes` finds."""
+    for path in interrupted_writes(folder):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def remove_directory(path: Path) -> None:
+    """Removes a folder so that nobody ever sees a part of it under its name."""
+    path = path.rename(_emptied(path.with_name(f".{path.name}{_OLD}")))
+    sync_folder(path.parent)
+    shutil.rmtree(path)
+
+
+def _emptied(path: Path) -> Path:
+    """The name of a folder, free for a rename: one that was killed in the middle has left this folder."""
+    if path.exists():
+        shutil.rmtree(path)
+    return path
 
 
 def publish_directory(aside: Path, final: Path) -> None:
@@ -101,14 +136,13 @@ def publish_directory(aside: Path, final: Path) -> None:
         manifest[name] = {"sha256": sha256_file(file), "size": file.stat().st_size}
     write_atomic(aside / MANIFEST, json_text(manifest))
     for folder, _, _ in os.walk(aside):
-        _sync_folder(Path(folder))
-    old = None
+        sync_folder(Path(folder))
+    old = _emptied(final.with_name(f".{final.name}{_OLD}"))
     if final.exists():
-        old = final.with_name(f".{final.name}.old-{os.getpid()}")
         final.rename(old)
     aside.rename(final)
-    _sync_folder(final.parent)
-    if old is not None:
+    sync_folder(final.parent)
+    if old.exists():
         shutil.rmtree(old)
 
 
@@ -125,7 +159,7 @@ def verify_directory(path: str | Path) -> None:
     try:
         manifest = json.loads(source.read_text(encoding="utf-8"))
         expected = {str(name): (str(entry["sha256"]), int(entry["size"])) for name, entry in manifest.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         raise InputError(f"{source}: is not a readable manifest; delete the folder or make it anew") from None
     present = {file.relative_to(path).as_posix(): file for file in _files(path)}
     for name, (digest, size) in expected.items():
@@ -147,15 +181,16 @@ def is_store(folder: Path) -> bool:
     """Whether a folder is a finished teacher store (published folders have a manifest too, of another form)."""
     try:
         return bool(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["format"] == STORE_FORMAT)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
-def move_aside(path: Path) -> Path:
-    """Renames `path` to the first free of `NAME.1`, `NAME.2`, … and returns the new path."""
-    number = 1
-    while (target := path.with_name(f"{path.name}.{number}")).exists():
+def move_aside(path: Path, name: Path | None = None) -> Path:
+    """Renames `path` to the first free of `NAME.1`, `NAME.2`, … (first of all to `name`); returns the new path."""
+    number, target = 0, name
+    while target is None or target.exists():
         number += 1
+        target = path.with_name(f"{(name or path).name}.{number}")
     path.rename(target)
     return target
 
@@ -170,7 +205,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Flushes a folder's entries, so that a rename survives a power cut, where the file system can."""
     handle = os.open(folder, os.O_RDONLY)
     try:

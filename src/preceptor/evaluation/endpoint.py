@@ -189,7 +189,7 @@ class Endpoint:
             try:
                 cache.add(key, fields)
             except OSError as error:
-                raise RunFailed(f"{self.cache}: the cache of replies cannot be written ({error.strerror})") from None
+                raise RunFailed(f"{self.cache}: the cache of replies cannot be written ({error.strerror})") from error
 
         progress = Progress(what, total, self.log, unit="requests", done=usage.requests)
         batch = Batch(self.spec, self._access_key, bodies, keep=keep, usage=usage, met=self._met, log=self.log)

@@ -6,7 +6,6 @@ a kill in the middle can damage nothing but the last line, which then counts as 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -14,11 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from preceptor.disk import FULL, DiskFull
 from preceptor.errors import InputError
+from preceptor.evaluation.endpoint_reply import is_reply
+from preceptor.exclusive import hold, let_go
 from preceptor.files import json_text, sha256_json
-
-REPLY_FIELDS = frozenset({"text", "finish_reason", "logprobs", "prompt_tokens", "completion_tokens", "model"})
-"""What a line says of a reply."""
 
 
 def cache_key(endpoint: str, body: Mapping[str, Any]) -> str:
@@ -54,7 +53,7 @@ class EndpointCache:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._handle >= 0:
-            os.close(self._handle)  # which gives the lock back
+            let_go(self._handle)
             self._handle = -1
 
     def get(self, key: str) -> dict[str, Any] | None:
@@ -65,9 +64,18 @@ class EndpointCache:
         if self._handle < 0:
             self._open()
         line = json_text({"key": key, "reply": reply}, indent=None).encode() + b"\n"
-        while line:  # a full disk or a signal may take a part of it only
-            line = line[os.write(self._handle, line) :]
-        os.fsync(self._handle)
+        before = os.fstat(self._handle).st_size
+        try:
+            rest = line
+            while rest:  # a full disk or a signal may take a part of it only
+                rest = rest[os.write(self._handle, rest) :]
+            os.fsync(self._handle)
+        except OSError as error:
+            # Other requests are under way, and their replies would follow on what was written of this one.
+            os.ftruncate(self._handle, before)
+            if error.errno in FULL:
+                raise DiskFull(error.errno, self.path, len(line)) from None
+            raise
         self._replies[key] = dict(reply)
 
     def _open(self) -> None:
@@ -75,7 +83,7 @@ class EndpointCache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                hold(handle)  # the run directory's own lock says where a file system has none
             except OSError:
                 os.close(handle)
                 raise
@@ -85,6 +93,8 @@ class EndpointCache:
                 "or write the results to another folder"
             ) from None
         except OSError as error:
+            if error.errno in FULL:
+                raise DiskFull(error.errno, self.path, 0) from None
             raise InputError(
                 f"{self.path}: the cache of replies cannot be written ({error.strerror}); "
                 "make it writable, or write the results to another folder"
@@ -101,11 +111,11 @@ class EndpointCache:
         for line in data[:whole].split(b"\n")[:-1]:
             try:
                 entry = json.loads(line)
-                key, reply = str(entry["key"]), dict(entry["reply"])
-            except (ValueError, KeyError, TypeError):
+                key, reply = str(entry["key"]), entry["reply"]
+            except (ValueError, KeyError, TypeError, RecursionError):
                 self.unreadable += 1
                 continue
-            if reply.keys() >= REPLY_FIELDS:
+            if is_reply(reply):
                 self._replies[key] = reply
             else:
                 self.unreadable += 1

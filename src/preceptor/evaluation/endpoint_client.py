@@ -39,6 +39,7 @@ _LIMIT_FIELD = re.compile(r"max_tokens|max_completion_tokens")
 _UNSUPPORTED = re.compile(r"not supported|unsupported|unexpected|unknown|unrecognized|not permitted|use '?max_", re.I)
 _SHOWN = 300  # characters of the endpoint's own words in a message
 _CONNECT_SECONDS = 20.0
+_LARGEST = 32 << 20  # bytes of a reply; 2,048 tokens with 20 alternatives each take some 4 MB
 _ACCOUNT = ("authorization", "openai-organization", "openai-project")
 """Headers that say who asks, which the package fills from its own variables (OPENAI_ORG_ID), whoever is asked."""
 
@@ -86,6 +87,8 @@ class EndpointClient:
             api_key=key or "none",
             max_retries=0,
             timeout=openai.Timeout(spec.timeout, connect=min(_CONNECT_SECONDS, 0.8 * spec.timeout)),
+            # A redirect would take the prompts to a server that the recipe does not name.
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, event_hooks={"response": [_read_whole]}),
         )
         self._headers: dict[str, str | openai.Omit] = {
             name: openai.Omit() for name in self._client.default_headers if name.lower() in _ACCOUNT
@@ -108,7 +111,10 @@ class EndpointClient:
             if _connecting(error):
                 return Problem("unreachable", f"no connection within {self._spec.timeout:g} s")
             return Problem("passing", f"no whole reply within {self._spec.timeout:g} s")
-        except openai.APIConnectionError as error:
+        except (openai.APIConnectionError, _TooLongError) as error:
+            # Some releases of the package pass on what a hook raises, others say that the connection was lost.
+            if any(isinstance(each, _TooLongError) for each in _causes(error)):
+                return Problem("passing", f"a reply of more than {_LARGEST:,} bytes")
             if _connecting(error):
                 return Problem("unreachable", f"no connection ({self.masked(_cause(error))})")
             return Problem("passing", f"the connection was lost ({self.masked(_cause(error))})")
@@ -121,7 +127,7 @@ class EndpointClient:
     def _read(self, content: bytes) -> dict[str, Any] | Problem:
         try:
             value = json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):
             return Problem("passing", f"a reply that is no JSON: {self._quoted(content.decode(errors='replace'))}")
         if isinstance(value, dict) and value.get("error") and not value.get("choices"):  # some gateways say so with 200
             return Problem("passing", f"an error in place of a reply: {self._quoted(_message(value))}")
@@ -152,6 +158,9 @@ class EndpointClient:
             return Problem("content", words, finish_reason="context_length")
         if _NO_SUCH_MODEL.search(said) or code == "model_not_found":
             return Problem("model", words)
+        if 300 <= status < 400:
+            location = error.response.headers.get("location", "nowhere")
+            return Problem("address", self._quoted(f"{status}, a redirect to {location}, which is not followed"))
         if status in (404, 405):
             return Problem("model" if "model" in said.lower() else "address", words)
         if _LIMIT_FIELD.search(said) and _UNSUPPORTED.search(said):
@@ -165,6 +174,24 @@ class EndpointClient:
     def masked(self, text: str) -> str:
         """`text` with every piece of the key, and whatever else looks like one, replaced by ***."""
         return mask(text, self._key)
+
+
+class _TooLongError(Exception):
+    """A reply has more bytes than any completion has."""
+
+
+async def _read_whole(response: Any) -> None:
+    """Reads a response's body up to `_LARGEST` bytes, unpacked, so that no server fills this machine's memory.
+
+    A hook of the HTTP client, which comes before anybody else reads, also the body of an error.
+    """
+    body = bytearray()
+    async for block in response.aiter_bytes(1 << 16):
+        body += block
+        if len(body) > _LARGEST:
+            await response.aclose()
+            raise _TooLongError
+    response._content = bytes(body)  # what `aread` keeps there; it cannot read what has been read
 
 
 def _message(body: Any) -> str:
