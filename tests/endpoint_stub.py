@@ -92,14 +92,14 @@ def reset() -> Step:
 
 
 class StubEndpoint:
-    """Serves `POST /v1/chat/completions` on a free port of 127.0.0.1 while its `with` block runs.
+    """Serves `POST /v1/chat/completions` on a free port of 127.0.0.1, or on `port`, while its `with` block runs.
 
     `answer` takes the request's body and gives text or a Step; steps given to `script` come first, one per request.
     `requests` holds the bodies received, `headers` their headers (names in lower case), `most_at_once` how many were
     under way together.
     """
 
-    def __init__(self, answer: Callable[[dict[str, Any]], str | Step] = lambda body: "ok") -> None:
+    def __init__(self, answer: Callable[[dict[str, Any]], str | Step] = lambda body: "ok", port: int = 0) -> None:
         self.answer = answer
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -108,7 +108,7 @@ class StubEndpoint:
         self._scripted: deque[Step] = deque()
         self._lock = threading.Lock()
         self._under_way = 0
-        self._server = _Server(self)
+        self._server = _Server(self, port)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
 
     @property
@@ -151,9 +151,9 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 128
 
-    def __init__(self, stub: StubEndpoint) -> None:
+    def __init__(self, stub: StubEndpoint, port: int) -> None:
         self.stub = stub
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", port), _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that hang up are part of the tests."""

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from report_dicts import HOSTILE
+
 Row = tuple[str, str, str, float]
 """Dataset, task, answer and score of one prediction."""
 
@@ -199,3 +201,28 @@ def whole_run(folder: Path, *, seed: int = 1, models: Mapping[str, Any] | None =
     evaluation(folder, chosen, seed=seed, rows={name: ROWS[name] for name in chosen if name in ROWS}, **more)
     (folder / "recipe.yaml").write_text(recipe_text(folder.name, seed), encoding="utf-8")
     return folder
+
+
+def hostile_run(folder: Path) -> Path:
+    """Names of models, tasks and stages, answers, warnings and the recipe are all markup and escape codes."""
+    owned = [*HOSTILE, "javascript:alert(1)", "x' onclick='y", "\x9b2J\x07", "url(javascript:x)", "&lt;script&gt;"]
+    run = whole_run(folder / "\x1b[31m<b>")
+    scores = run / "scores" / "scores.json"
+    value = json.loads(scores.read_text())
+    value["models"] = {owned[n]: entry for n, entry in enumerate(value["models"].values())}
+    value["warnings"] = owned
+    value |= {"reference": owned[0], "expert": None}
+    predictions = run / "scores" / "predictions"
+    for path in list(predictions.iterdir()):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        changed = [
+            {**row, "answer": owned[n % 8], "prompt": owned[n % 5], "task": row["task"]} for n, row in enumerate(rows)
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in changed))
+    scores.write_text(json.dumps(value))
+    stage = json.loads((run / "kd" / "stage.json").read_text())
+    stage |= {"stage": owned[1], "versions": {owned[2]: owned[4]}, "given": {owned[5]: owned[0]}, "kind": "distill"}
+    (run / "kd" / "stage.json").write_text(json.dumps(stage))
+    (run / "recipe.yaml").write_text("# " + " ".join(owned[:2]) + "\nstages: {x: {}}\n")
+    (run / "<img src=x onerror=alert(1)>").mkdir()
+    return run

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from preceptor.distributed import world_size
 from preceptor.errors import InputError
@@ -83,4 +84,21 @@ def check_plugin(plugin: Any) -> None:
         raise InputError(
             "training.fsdp_config: `activation_checkpointing` is FSDP's own way of recomputing layers; write "
             "`gradient_checkpointing: true` into `training` instead"
+        )
+
+
+def check_precision(model: nn.Module, args: TrainingArguments) -> None:
+    """Raises InputError: packed weights cannot be trained; bf16 ones lose most updates at the paper's learning rate."""
+    packed = isinstance(model, PreTrainedModel) and getattr(model, "is_quantized", False)
+    if packed and not getattr(getattr(model, "hf_quantizer", None), "is_qat_trainable", False):
+        raise InputError(
+            "student: its checkpoint is quantised, and quantised weights cannot be trained themselves; train an "
+            "adapter on it (`lora: {r: 16}`), or start from the checkpoint that was not quantised"
+        )
+    low = {p.dtype for p in model.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)}
+    if low:
+        given = str(next(iter(low))).removeprefix("torch.")
+        raise InputError(
+            f"student: its trainable parameters are {given}, in which most updates round away (learning rate "
+            f"{args.learning_rate:g}); load it in float32 and set `training: {{bf16: true}}` to compute in bfloat16"
         )

@@ -90,6 +90,7 @@ def stage_identities(recipe: Recipe, names: Iterable[str], hashes: Hashes) -> di
     errors: list[str] = []
     for name in recipe.stages:  # a stage reads earlier ones only, so theirs are known by then
         if name in wanted:
+            hashes.reader = name
             reader = _Inputs(recipe, name, hashes, known)
             document = {
                 "spec": _spec_document(recipe, name),
@@ -102,6 +103,11 @@ def stage_identities(recipe: Recipe, names: Iterable[str], hashes: Hashes) -> di
     if errors:
         raise InputErrors(list(dict.fromkeys(errors)))
     return known
+
+
+def same_result(one: Recipe, other: Recipe, name: str) -> bool:
+    """Whether stage `name` of two recipes that read the same files gives the same result, and can go on as either."""
+    return one.seed == other.seed and _spec_document(one, name) == _spec_document(other, name)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -142,6 +148,7 @@ def _spec_document(recipe: Recipe, name: str) -> dict[str, Any]:
             and not key.startswith(ignored)
             and not (key == _FILE_KEY and isinstance(value, str))  # of this the content is read
         }
+        spec.pop("max_nonfinite_steps")  # it decides whether there is a result, not which one
     for key in models_of(stage):
         holder: Any = spec
         for step in key[:-1]:
@@ -300,7 +307,8 @@ def hub_commit(name: str, revision: str | None, kind: str) -> str:
     except Exception as error:  # of a class that depends on the client's HTTP library
         problem = str(error).strip().split("\n")[0][:200] or type(error).__name__
     cached = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "refs" / (revision or "main")
-    if cached.is_file():
+    # A revision is a recipe's text: it may not lead to other files, whose content would be recorded as the commit.
+    if cached.parent.is_relative_to(constants.HF_HUB_CACHE) and ".." not in cached.parts and cached.is_file():
         return cached.read_text().strip()
     raise InputError(
         f"{name!r} is no path here, and as a Hub {kind} it cannot be found ({problem}); "

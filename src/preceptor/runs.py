@@ -16,9 +16,9 @@ import json
 import os
 import platform
 import shutil
+import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,24 @@ import yaml
 
 from preceptor import __version__, distributed
 from preceptor.errors import InputError, InputErrors, RunFailed, did_you_mean
-from preceptor.files import interrupted_writes, json_text, move_aside, write_atomic
+from preceptor.exhausted import explained
+from preceptor.failures import ERROR_FILE, between_stages, stage_failed
+from preceptor.files import (
+    MANIFEST,
+    interrupted_writes,
+    json_text,
+    move_aside,
+    remove_interrupted,
+    sync_folder,
+    verify_directory,
+    write_atomic,
+)
 from preceptor.hashes import Hashes
 from preceptor.identity import differences, stage_identities
+from preceptor.interrupts import Interrupted, listening
+from preceptor.links import refuse_links
 from preceptor.lock import RunLock
+from preceptor.network import only_what_is_named
 from preceptor.recipe import Recipe
 from preceptor.recipe.sharding import needs_processes
 from preceptor.stages import TOGETHER, executor_of
@@ -42,7 +56,7 @@ Log = Callable[[str], None]
 STAGE_FILE = "stage.json"
 STARTED_FILE = "started.json"
 HASHES_FILE = ".hashes.json"
-_LEFTOVERS = {STARTED_FILE, "error.txt"}  # files that a stage can have without having got anywhere
+_LEFTOVERS = {STARTED_FILE, ERROR_FILE}  # files that a stage can have without having got anywhere
 
 
 def run(
@@ -63,33 +77,48 @@ def run(
     that is in use or cannot be written, and finished or begun stages whose recipe, data or models have
     changed since; and RunFailed, with what to do next, when a stage fails.
 
+    Ctrl-C and SIGTERM raise `interrupts.Interrupted`, a KeyboardInterrupt that says how to go on. A stage that
+    trains first finishes its step and writes a checkpoint; a second signal stops it at once. In another thread than
+    the main one, signals are left alone.
+
     In several processes (torchrun, accelerate launch) the first one does all this; the others train along,
     return the same, and raise `distributed.LeaderEnded` where the first one raises.
     """
     again = [redo] if isinstance(redo, str) else list(redo or ())
     distributed.read_models_whole()
+    distributed.end_with_launcher()
     if not distributed.is_main():
-        return _follow(recipe)
-    distributed.meet()
-    with distributed.leading():
-        result = _run(recipe, only, again, log)
-        distributed.tell({"result": result})
+        with listening(lambda line: None), only_what_is_named(recipe):
+            return _follow(recipe)
+    try:
+        with listening(log), only_what_is_named(recipe):
+            distributed.meet()
+            with distributed.leading():
+                result = _run(recipe, only, again, log)
+                distributed.tell({"result": result})
+    except Interrupted as stop:
+        said = str(stop) or f"interrupted; what is finished is kept, and `{recipe.command}` goes on from there"
+        raise Interrupted(stop.number, said) from None
     return result
 
 
 def _run(recipe: Recipe, only: str | None, again: Sequence[str], log: Log) -> dict[str, Any]:
     selected = _selected(recipe, only, again)
     directory = run_directory(recipe)
+    refuse_links(directory, recipe.stages)
     hashes = Hashes(directory / HASHES_FILE)
     documents = stage_identities(recipe, selected, hashes)
-    with RunLock(directory):
+    with RunLock(directory, log), between_stages(directory, recipe.command):
         states = {name: stage_state(directory / name, documents[name]) for name in documents}
         _refuse(recipe, directory, states, selected, again)
         todo = [name for name in selected if states[name].result is None or name in again]
+        _refuse_damaged(recipe, directory, todo)
         distributed.tell({"check": todo})
         check_ahead(recipe, todo)
         if distributed.world_size() == 1:
             _refuse_alone(recipe, todo)
+        for folder in (directory, directory / "report", directory / "report" / "figures"):
+            remove_interrupted(folder)
         hashes.save()
         _write_recipe(recipe, directory)
         results: dict[str, Any] = {}
@@ -99,6 +128,7 @@ def _run(recipe: Recipe, only: str | None, again: Sequence[str], log: Log) -> di
                 log(f"{name}: done before ({kept['finished']}), kept")
                 results[name] = {**kept["results"], "status": "kept", "seconds": kept["seconds"]}
                 continue
+            _refuse_changed(recipe, name, hashes)
             old = move_aside(directory / name) if name in again and (directory / name).exists() else None
             if old is not None:
                 log(f"{name}: the old result is now in {old}")
@@ -228,6 +258,30 @@ def _refuse(
         raise InputErrors(errors)
 
 
+def _refuse_damaged(recipe: Recipe, directory: Path, todo: Sequence[str]) -> None:
+    """Raises InputErrors for finished models that are to be read and are no longer what was written."""
+    errors = []
+    for source in {name for stage in todo for name in recipe.stage_reads(stage)}.difference(todo):
+        for folder in (directory / source / "model", directory / source / "adapter"):
+            if (folder / MANIFEST).is_file():
+                try:
+                    verify_directory(folder)
+                except InputError as error:
+                    cause = str(error).rpartition("; ")[0]
+                    errors.append(f"{cause}; copy the folder again, or make it anew with --redo {source}")
+    if errors:
+        raise InputErrors(sorted(errors))
+
+
+def _refuse_changed(recipe: Recipe, name: str, hashes: Hashes) -> None:
+    """Raises RunFailed where a stage would read other files than its record says: earlier stages may take days."""
+    if changed := hashes.changes(name):
+        raise RunFailed(
+            f"stage {name} was not begun: {'; '.join(changed[:3])}{'; and more' * (len(changed) > 3)} since this run "
+            f"began; undo that, or take it as it is: what is finished is kept, and `{recipe.command}` goes on"
+        )
+
+
 def _refuse_alone(recipe: Recipe, todo: Sequence[str]) -> None:
     """Raises InputErrors for stages that one process cannot run."""
     errors = [
@@ -250,10 +304,11 @@ def _execute(recipe: Recipe, name: str, directory: Path, document: dict[str, Any
     """Runs one stage and writes its stage.json, whose content it returns."""
     target = directory / name
     target.mkdir(exist_ok=True)
-    for spare in interrupted_writes(target):
-        spare.unlink()
+    sync_folder(directory)
+    for folder, _, _ in os.walk(target):
+        remove_interrupted(Path(folder))
     resumed = bool(_work(target))
-    (target / "error.txt").unlink(missing_ok=True)
+    (target / ERROR_FILE).unlink(missing_ok=True)
     write_atomic(target / STARTED_FILE, json_text({"format": 1, "stage": name, **document}))
     spec = recipe.stages[name]
     log(f"{name}: {spec.kind}, {'going on' if resumed else 'started'} in {target}")
@@ -267,18 +322,14 @@ def _execute(recipe: Recipe, name: str, directory: Path, document: dict[str, Any
         if all(file.name in _LEFTOVERS for file in target.rglob("*") if not file.is_dir()):
             shutil.rmtree(target)  # wrong input leaves nothing behind, but what has been worked out stays
         raise
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"stage {name} was interrupted; what is finished is kept, and `{recipe.command}` goes on from there"
+    except KeyboardInterrupt as stop:
+        number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
+        kept = str(stop) if isinstance(stop, Interrupted) and str(stop) else "what is finished is kept"
+        raise Interrupted(
+            number, f"stage {name} was interrupted; {kept}, and `{recipe.command}` goes on from there"
         ) from None
     except Exception as error:
-        write_atomic(target / "error.txt", traceback.format_exc())
-        said = str(error) if isinstance(error, RunFailed) else f"{type(error).__name__}: {error}"
-        cause = " ".join(said.split())
-        raise RunFailed(
-            f"stage {name} failed: {cause[:500]}; what is finished is kept, and once the cause is mended "
-            f"`{recipe.command}` goes on from there (traceback: {target / 'error.txt'})"
-        ) from error
+        raise stage_failed(explained(error, recipe, name), name, target, recipe.command) from error
     record = {
         "format": 1,
         "stage": name,

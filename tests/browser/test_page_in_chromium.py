@@ -24,6 +24,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import toy_runs
+from preceptor.report import write_report
 from preceptor.report.figures import draw
 from preceptor.report.page import render
 from report_dicts import hostile, poor, rich
@@ -156,6 +158,24 @@ def test_no_stranger_runs_anything(browser: Browser) -> None:
     assert found["title"].startswith("</script><script>document.title='owned'</script>")
     assert (found["scripts"], found["images"], found["h1"], found["handlers"]) == (3, 0, 1, 0)
     assert found["models"] == 11
+
+
+def test_a_strangers_run_runs_nothing(browser: Browser, tmp_path: Path) -> None:
+    """From its files to the browser: names, answers, warnings, the recipe and folders are all markup."""
+    write_report([toy_runs.hostile_run(tmp_path)], tmp_path / "out", log=lambda line: None)
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    added = """document.body.dataset.findings = JSON.stringify([document.title, document.scripts.length,
+      document.images.length, document.querySelectorAll("h1").length,
+      performance.getEntriesByType("resource").length]);"""
+    dumped, console = browser.open({"/page.html": with_script(text, added)})
+    found = re.search(r'<body data-findings="([^"]*)"', dumped)
+    assert found is not None, dumped[-500:]
+    title, *counts = json.loads(html.unescape(found[1]))
+    assert "owned" not in title
+    assert counts == [3, 0, 1, 0]
+    assert console == []
+    dumped, console = browser.open({"/page.html": text})
+    assert (console, dumped.count("<script")) == ([], 2)
 
 
 @pytest.mark.parametrize("kind", ["rich", "many", "hostile", "poor"])

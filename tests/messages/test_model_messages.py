@@ -254,9 +254,9 @@ def test_tensors_of_another_shape(model: Path) -> None:
 
 
 def test_config_values_of_the_wrong_type(model: Path) -> None:
-    edit_config(model, hidden_size="wide")
+    edit_config(model, hidden_act=5)
     message = refusal(ModelSpec(path=str(model)))
-    assert message.startswith("model 'MODEL': config.json is not valid (Validation error for field 'hidden_size'")
+    assert message.startswith("model 'MODEL': config.json is not valid (Validation error for field 'hidden_act'")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

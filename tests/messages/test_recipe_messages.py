@@ -189,6 +189,11 @@ CASES: dict[str, tuple[str, str, str]] = {
         "17: stages.kd.training.gradient_accumulation_steps is a key preceptor sets itself; use `rows_per_step` of the "
         "stage, from which it follows",
     ),
+    "a number of skipped steps below none": (
+        "    training:",
+        "    max_nonfinite_steps: -1\n    training:",
+        "17: stages.kd.max_nonfinite_steps is -1; write a whole number of at least 0",
+    ),
     "steps that are not whole": (
         "learning_rate: 1e-4",
         "per_device_train_batch_size: 3",
@@ -212,6 +217,18 @@ CASES: dict[str, tuple[str, str, str]] = {
         "save_only_model: true",
         "17: stages.kd.training.save_only_model is a key preceptor sets itself; use `save_total_limit`, since a "
         "stopped run goes on from whole checkpoints only",
+    ),
+    "rows that a resumed training begins anew": (
+        "learning_rate: 1e-4",
+        "ignore_data_skip: true",
+        "17: stages.kd.training.ignore_data_skip is a key preceptor sets itself; leave it out, since a stopped run "
+        "goes on at the row where it was",
+    ),
+    "transformers' own way with a signal": (
+        "learning_rate: 1e-4",
+        "enable_jit_checkpoint: true",
+        "17: stages.kd.training.enable_jit_checkpoint is a key preceptor sets itself; leave it out, since the first "
+        "SIGTERM or Ctrl-C writes a checkpoint already",
     ),
     "another order of rows": (
         "learning_rate: 1e-4",
@@ -262,7 +279,8 @@ CASES: dict[str, tuple[str, str, str]] = {
         "objective: [{kind: logits}, {kind: attention, weight: 0.5}]",
         "lambda_: 0.5",
         "16: stages.kd.lambda_ is not a key that exists here (did you mean 'lambda'?); accepted are data, by, rows, "
-        "rows_per_step, max_length, targets, packing, objective, lora, training, kind, student, teacher or lambda",
+        "rows_per_step, max_length, targets, packing, objective, lora, training, max_nonfinite_steps, kind, student, "
+        "teacher or lambda",
     ),
     "lambda beside an objective": (
         "    training:",
@@ -400,8 +418,11 @@ FILES: dict[str, tuple[bytes, str]] = {
     "a list": (b"- a\n- b\n", ": holds list and not keys with values; a recipe begins with name:, data: and stages:"),
     "not UTF-8": (b"name: caf\xe9\n", ": byte 9 is not UTF-8; save the file as UTF-8 text"),
     "a control character": (b"name: a\x00b\n", "save it as plain UTF-8 text"),
-    "too large": (b"#" * ((1 << 20) + 1), ": has 1,048,577 bytes; a recipe has at most 1,048,576"),
-    "two documents": (b"name: a\n---\nname: b\n", ":2: is not YAML: but found another document at column 1"),
+    "too large": (b"#" * ((1 << 20) + 1), ": has more than 1,048,576 bytes; a recipe has fewer"),
+    "two documents": (
+        b"name: a\n---\nname: b\n",
+        ":2: is not YAML: expected a single document in the stream, but found another document at column 1",
+    ),
     "an open bracket": (b"name: [a\nstages: 1\n", ":2: is not YAML: "),
     "too deep": (b"name: " + b"[" * 5000, ": is nested deeper than 64 levels"),
     "an alias that holds itself": (b"name: &a [*a]\n", "is nested deeper than 64 levels (or an alias holds itself)"),
@@ -445,7 +466,7 @@ OVERRIDES = {
     "name.x=1": "override 'name.x=1': name is 'shop', which has no keys; set name itself",
     "stages.kd.rows_per_stp=8": "override 'stages.kd.rows_per_stp=8': stages.kd.rows_per_stp is not a key that exists "
     "here (did you mean 'rows_per_step'?); accepted are data, by, rows, rows_per_step, max_length, targets, "
-    "packing, objective, lora, training, kind, student, teacher or lambda",
+    "packing, objective, lora, training, max_nonfinite_steps, kind, student, teacher or lambda",
     "stages.stories.rows=0": "override 'stages.stories.rows=0': stages.stories.rows is 0; write a whole number of at "
     "least 1",
     "stages.kd.data=[": "override 'stages.kd.data=[':1: is not YAML: ",
@@ -467,11 +488,13 @@ USAGE = {
     ("--version",): 0,
     ("run", "--help"): 0,
     ("rnu",): "error: preceptor: 'rnu' is no command (did you mean 'run'?); write "
-    "demo, run, plan, evaluate, report or store, and see preceptor --help\n",
-    ("run",): "error: preceptor run: no recipe is given; write preceptor run RECIPE with the path of a YAML file\n",
-    ("run", "recipe.yaml", "--onyl", "kd"): "error: preceptor run: unrecognized arguments: --onyl kd; see preceptor "
-    "run --help\n",
-    ("demo", "--seeds", "0"): "error: preceptor demo: --seeds is 0; write a whole number of at least 1\n",
+    "demo, init, plan, run, evaluate, report, store or completion, and see preceptor --help\n",
+    ("run",): "error: preceptor run: no recipe is given; write preceptor run RECIPE with the path of a YAML file, and "
+    "see preceptor init for a first one\n",
+    ("run", "recipe.yaml", "--onyl", "kd"): "error: preceptor run: --onyl is no option (did you mean '--only'?); see "
+    "preceptor run --help\n",
+    ("demo", "--seeds", "0"): "error: preceptor demo: --seeds is '0'; write a whole number of at least 1; see "
+    "preceptor demo --help\n",
 }
 
 

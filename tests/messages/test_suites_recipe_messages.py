@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from preceptor.cli import main
+from preceptor.cli.evaluate import add_options
 from preceptor.errors import InputError, InputErrors
 from preceptor.recipe import EvaluateStage, parse_recipe
-from preceptor.recipe.from_options import add_options, evaluation
+from preceptor.recipe.from_options import evaluation
 
 DATA = {"shop": {"path": "shop.jsonl", "holdout": 2}}
 JUDGE = {"endpoint": "http://127.0.0.1:1/v1", "model": "j"}

@@ -53,7 +53,7 @@ def test_run_starts_itself_under_torchrun(
     Path("no.yaml").write_text("{name: r, stages: {s: {kind: init, config: {model_type: llama}}}}")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     given: list[list[str]] = []
-    monkeypatch.setattr(cli, "launch", lambda arguments: given.append(arguments) or 5)
+    monkeypatch.setattr("preceptor.cli.run.launch", lambda arguments: given.append(arguments) or 5)
     ran: list[str] = []
     nothing = {"stages": {}, "directory": ""}
     monkeypatch.setattr("preceptor.runs.run", lambda recipe, **_: ran.append(recipe.name) or nothing)

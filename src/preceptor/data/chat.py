@@ -142,11 +142,11 @@ def _render(row: Row, template: ChatTemplate | None, targets: Targets | None) ->
         assert template is not None
         return template.targets(row.messages, all_text=targets == "all")
     assert row.text is not None
-    if targets == "assistant":
+    if targets == "assistant" and not row.given:
         return Refused("no assistant turn")
-    if not row.text.strip():
-        return Refused("the text is empty")
-    return Rendered(row.text, ((0, len(row.text)),))
+    if not row.text[row.given :].strip():
+        return Refused("the text is empty" if not row.given else "the completion is empty")
+    return Rendered(row.text, ((0 if targets == "all" else row.given, len(row.text)),))
 
 
 def _encodings(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Sequence[Encoding]:

@@ -1,7 +1,8 @@
 """Reading files into records (dictionaries with a place of origin). A new data format is added here.
 
 Every format is a function from a path to an iterator over (origin, record); what the columns of a record mean
-is decided in `rows.py`. No pickle is read, and no code that comes with a data set is run.
+is decided in `rows.py`. No pickle is read, no code that comes with a data set is run, and nothing it names elsewhere
+is opened. What would take memory without bound (a line of gigabytes, a small archive of a huge file) is refused.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import io
 import json
 import re
 import sys
+import zlib
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from preceptor.data.card import check_card
 from preceptor.errors import InputError, accepted, first_sentence, shown
 
 Record = dict[str, Any]
@@ -31,7 +35,10 @@ _SUFFIXES = {
     ".parquet": "parquet",
     ".txt": "text",
 }
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+MAX_LINE = 64 << 20  # bytes of one line
+MAX_WHOLE = 1 << 30  # bytes of a file in a format that is read whole
+ROWS_AT_ONCE = 256  # of a table; a few megabytes of a real one
 NAMES = {
     "jsonl": "JSONL",
     "json": "JSON",
@@ -97,14 +104,26 @@ def read_records(
 
 def _text(path: str) -> str:
     """The whole file as text."""
-    return "".join(_lines(path))
+    lines: list[str] = []
+    size = 0
+    for line in _lines(path):
+        size += len(line)
+        if size > MAX_WHOLE:
+            raise InputError(f"{path}: holds more than {MAX_WHOLE:,} characters; split it, or save it as JSONL")
+        lines.append(line)
+    return "".join(lines)
 
 
 def _lines(path: str) -> Iterator[str]:
     """Lines of a UTF-8 file, gzipped or not, ending kept."""
     try:
         with gzip.open(path, "rb") if path.endswith(".gz") else Path(path).open("rb") as file:
-            for number, line in enumerate(file, 1):
+            for number in count(1):
+                line = file.readline(MAX_LINE + 1)
+                if not line:
+                    return
+                if len(line) > MAX_LINE:
+                    raise InputError(f"{path}:{number}: the line has more than {MAX_LINE:,} bytes; split it")
                 try:
                     yield line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
@@ -114,9 +133,39 @@ def _lines(path: str) -> Iterator[str]:
                     ) from None
     except InputError:
         raise
-    except (OSError, EOFError) as error:
-        # gzip.BadGzipFile is an OSError; a cut gzip file ends in EOFError
-        raise InputError(f"{path}: it cannot be read: {error}") from None
+    except (OSError, EOFError, zlib.error) as error:
+        # gzip.BadGzipFile is an OSError; a cut gzip file ends in EOFError, one damaged inside in zlib.error
+        raise InputError(f"{path}: it cannot be read: {first_sentence(error)}") from None
+
+
+class _BadJson(Exception):  # noqa: N818 - never leaves this file
+    """What is wrong with a JSON text, and in which line."""
+
+    def __init__(self, said: str, line: int = 1, more_follows: bool = False) -> None:
+        super().__init__(said)
+        self.line, self.more_follows = line, more_follows
+
+
+def _json(text: str) -> Any:
+    """The value of a JSON text. Raises _BadJson."""
+    try:
+        return json.loads(text, object_pairs_hook=_object_of)
+    except json.JSONDecodeError as error:
+        said = f"{error.msg} at column {error.colno}"
+        raise _BadJson(said, error.lineno, error.msg == "Extra data" and error.lineno > 1) from None
+    except RecursionError:
+        raise _BadJson("too deep") from None
+    except ValueError:  # int() refuses more than 4,300 digits
+        raise _BadJson("a number of thousands of digits") from None
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object in which no key stands twice: which of the two counts, every reader decides differently."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _BadJson(f"the key {shown(next(key for key in keys if keys.count(key) > 1))} is given twice")
+    return found
 
 
 def _read_jsonl(path: str) -> Records:
@@ -124,10 +173,9 @@ def _read_jsonl(path: str) -> Records:
         if not line.strip():
             continue
         try:
-            record = json.loads(line.strip())
-        except (json.JSONDecodeError, RecursionError) as error:
-            said = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "too deep"
-            raise InputError(f"{path}:{number}: not valid JSON: {said}; JSONL has one object per line") from None
+            record = _json(line.strip())
+        except _BadJson as bad:
+            raise InputError(f"{path}:{number}: not valid JSON: {bad}; JSONL has one object per line") from None
         yield f"{path}:{number}", _object(record, f"{path}:{number}")
 
 
@@ -144,14 +192,12 @@ def _read_json(path: str) -> Records:
     if not text.strip():
         return
     try:
-        content = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data" and error.lineno > 1:
+        content = _json(text)
+    except _BadJson as bad:
+        if bad.more_follows:
             yield from _read_jsonl(path)  # JSON lines in a file named .json, as many data sets have it
             return
-        said = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "too deep"
-        line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
-        raise InputError(f"{path}:{line}: not valid JSON: {said}") from None
+        raise InputError(f"{path}:{bad.line}: not valid JSON: {bad}") from None
     if isinstance(content, dict) and isinstance(content.get("data"), list):
         content = content["data"]
     elif isinstance(content, dict) and "data" not in content and "\n" not in text.strip():
@@ -186,18 +232,25 @@ def _read_csv(path: str) -> Records:
 
 
 def _read_parquet(path: str) -> Records:
-    import pyarrow
     import pyarrow.parquet as parquet
 
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
+            _check_columns(path, file.schema_arrow.names)
+            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
                 for record in batch.to_pylist():
                     number += 1
                     yield f"{path}: row {number}", record
-    except (pyarrow.ArrowException, OSError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # of a damaged file also UnicodeDecodeError, OverflowError, KeyError, …
         raise InputError(f"{path}: not a readable Parquet file: {first_sentence(error)}") from None
+
+
+def _check_columns(path: str, names: list[str]) -> None:
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"{path}: the column {shown(twice[0])} is there twice; remove one")
 
 
 def _read_text(path: str) -> tuple[str, Records]:
@@ -240,17 +293,26 @@ def _read_hub(path: str, split: str, revision: str | None) -> Records:
                     raise InputError(f"{path}: it has no split {split!r}; it has {accepted(loaded)}")
                 loaded = loaded[split]
         else:
+            if Path(path).is_dir():
+                check_card(Path(path))
             loaded = datasets.load_dataset(path, split=split, revision=revision)
+        _check_columns(path, loaded.column_names)
     except InputError:
         raise
     except Exception as error:  # the library raises its own, the Hub client's and the network's exceptions
         raise InputError(
             f"{where}: the data set cannot be loaded: {first_sentence(error)}; check the name, the split, "
-            f"the revision "
-            "and the network"
+            "the revision and the network"
         ) from None
-    for number, record in enumerate(loaded, 1):
-        yield f"{where}: row {number}", dict(record)
+    number = 0
+    try:
+        # As Arrow: decoding a column of images or sound would open the files and addresses that its rows name.
+        for table in loaded.with_format("arrow").iter(ROWS_AT_ONCE):
+            for record in table.to_pylist():
+                number += 1
+                yield f"{where}: row {number}", record
+    except Exception as error:
+        raise InputError(f"{where}: row {number + 1} cannot be read: {first_sentence(error)}") from None
 
 
 _READERS: dict[str, Callable[..., Any]] = {

@@ -130,6 +130,10 @@ class Mixture(Dataset[EncodedRow]):
         dataset = self._choices[position]
         return self._rows[dataset][self._index(dataset, self._drawn[position])]
 
+    def sources(self) -> dict[str, Sequence[EncodedRow]]:
+        """The rows of each dataset, in its own order."""
+        return dict(zip(self.names, self._rows, strict=True))
+
     def summary(self, epoch: int = 0) -> dict[str, DatasetSummary]:
         """Rows, tokens and target tokens of each dataset in one epoch."""
         totals = [[0, 0, 0] for _ in self.names]

@@ -18,6 +18,8 @@ from preceptor.errors import InputError, accepted, shown
 if TYPE_CHECKING:
     from preceptor.recipe import DatasetSpec, OverlapSpec
 
+MOST_REASONS = 20  # that are announced one by one
+
 
 @dataclass
 class PreparedDataset:
@@ -109,11 +111,14 @@ def encode_split(
             lost_in_training = len(rows) - len(encoded)
         kept.append((encoded, sources))
     total = len(split.train)
-    for reason, number in dropped.most_common():
+    # A template may word each refusal anew.
+    for reason, number in dropped.most_common(MOST_REASONS):
         announce(f"{split.name}: {counted(number)} dropped: {reason}")
+    if rare := dropped.most_common()[MOST_REASONS:]:
+        announce(f"{split.name}: {counted(sum(number for _, number in rare))} dropped for {len(rare):,} other reasons")
     for what, number in notes.most_common():
         announce(f"{split.name}: {counted(number)} {_NOTES[what]}".replace("LIMIT", f"{limit:,}"))
-    reasons = "; ".join(f"{number:,} {reason}" for reason, number in dropped.most_common())
+    reasons = "; ".join(f"{number:,} {reason}" for reason, number in dropped.most_common(MOST_REASONS))
     if lost_in_training == total:
         raise InputError(f"data {split.name}: none of its {total:,} rows can be trained on: {reasons}")
     if 2 * lost_in_training > total and not spec.allow_drops:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from preceptor.data.formats import Record, read_records
-from preceptor.data.template import Message
 from preceptor.errors import InputError, accepted, did_you_mean, shown
 
 if TYPE_CHECKING:
+    from preceptor.data.template import Message
     from preceptor.recipe import DatasetSpec
 
 ROLES = ("system", "user", "assistant")
@@ -48,6 +48,8 @@ class Row:
     text: str | None
     extra: dict[str, Any] = field(default_factory=dict)
     origin: str = ""
+    given: int = 0
+    """Characters at the start of `text` that are given and not learned."""
 
     @property
     def prompt_messages(self) -> tuple[Message, ...]:
@@ -121,7 +123,7 @@ def read_rows(
         before = len(rows)
         for origin, raw in records:
             record = _renamed(raw, columns, name, origin)
-            found = _shape(record, shapes)
+            found = shape_of(record, shapes)
             if shape is None:
                 if found is None:
                     raise InputError(_unknown_shape(name, origin, raw, shapes))
@@ -132,7 +134,7 @@ def read_rows(
                     f"rows of shape "
                     f"`{shape}`; one dataset has one shape"
                 )
-            rows.append(_row(name, shape, record, origin, shapes))
+            rows.append(row_of(name, shape, record, origin, shapes))
         if len(rows) == before:
             raise InputError(f"data {name}: {file} has no rows; an empty file cannot be trained on")
     announce(f"{name}: {len(rows):,} row{'s' if len(rows) != 1 else ''}, {', '.join(formats)}, `{shape}`")
@@ -161,7 +163,8 @@ def _renamed(record: Record, columns: Mapping[str, str], name: str, origin: str)
     return renamed
 
 
-def _shape(record: Record, shapes: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]) -> str | None:
+def shape_of(record: Record, shapes: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]) -> str | None:
+    """The first of `shapes` that the record's columns make; None if they make none."""
     for shape, (needed, _) in shapes.items():
         # A Parquet or Hub table has every column in every row, empty (None) where the row lacks it.
         if all(record.get(column) is not None or (column in record and len(needed) > 1) for column in needed):
@@ -181,15 +184,17 @@ def _unknown_shape(name: str, origin: str, record: Record, shapes: Iterable[str]
     )
 
 
-def _row(
+def row_of(
     name: str,
     shape: str,
     record: Record,
     origin: str,
     shapes: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]],
 ) -> Row:
+    """The record as a row of the dataset `name`; raises InputError, with its origin, for values that are none."""
     used = set(shapes[shape][0]) | set(shapes[shape][1])
     extra = {column: value for column, value in record.items() if column not in used}
+    _check_extra(extra, origin)
     if shape == "text":
         return Row(name, None, _string(record["text"], "text", origin), extra, origin)
     messages: list[Message] = []
@@ -211,6 +216,18 @@ def _row(
     return Row(name, tuple(messages), None, extra, origin)
 
 
+def _check_extra(value: Any, origin: str, column: str | None = None) -> None:
+    """Other columns go into records of what was answered, which are text too."""
+    if isinstance(value, str):
+        _string(value, f"column {shown(column)}", origin)
+    elif isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            name = str(key) if column is None else column
+            if isinstance(key, str):
+                _string(key, f"the name {shown(key)}", origin)
+            _check_extra(item, origin, name)
+
+
 def _string(value: Any, what: str, origin: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"{origin}: {what} must be a string, not {shown(value)}")
@@ -228,9 +245,10 @@ def _string(value: Any, what: str, origin: str) -> str:
 
 def _turns(value: Any, what: str, role: str, origin: str) -> list[Message]:
     """`prompt` and `completion` hold either a text or a list of messages."""
-    if isinstance(value, str) and not value.lstrip().startswith("["):
-        return [{"role": role, "content": value}]
     if isinstance(value, str):
+        _string(value, what, origin)
+        if not value.lstrip().startswith("["):
+            return [{"role": role, "content": value}]
         # A CSV cell can only hold a list as JSON; a text may begin with a bracket too.
         parsed = _json_list(value)
         return [{"role": role, "content": value}] if parsed is None else _messages(parsed, what, origin)
@@ -242,7 +260,7 @@ def _turns(value: Any, what: str, role: str, origin: str) -> list[Message]:
 def _json_list(text: str) -> list[Any] | None:
     try:
         value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # a JSONDecodeError, or a number of thousands of digits
         return None
     return value if isinstance(value, list) and value and all(isinstance(v, dict) for v in value) else None
 

@@ -2,6 +2,9 @@
 
 A loss mask is only as right as the boundary between prompt and answer. It is settled here on text, before any
 tokenizer is involved, because a prefix of the text need not be a prefix of the token ids.
+
+A template is a program that comes with a model. transformers runs it in Jinja's immutable sandbox, where it reaches no
+file, no network and none of Python's insides; what it costs in time and memory is not bounded.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from preceptor.errors import InputError
+from preceptor.errors import InputError, first_sentence
 
 
 class Message(TypedDict):
@@ -119,8 +122,15 @@ class ChatTemplate:
         self.marks_answers = _GENERATION.search(self.source) is not None
         self._special = dict(tokenizer.special_tokens_map)
         # Unknown words are spelled <unk> in public text, and end nothing.
-        control = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-        self._control = tuple(sorted(control - {str(tokenizer.unk_token)}))
+        special = [token for token in tokenizer.added_tokens_decoder.values() if token.special]
+        control = {str(token) for token in special} | set(tokenizer.all_special_tokens)
+        self._control = tuple(sorted(control - {str(tokenizer.unk_token), ""}))
+        # A token may be looked for in normalised text, and so be spelled in other letters than its own.
+        self._normalizer = tokenizer.backend_tokenizer.normalizer
+        self._normalized: dict[str, str] = {}
+        if self._normalizer is not None:
+            found = {self._normalizer.normalize_str(str(token)): str(token) for token in special if token.normalized}
+            self._normalized = {text: token for text, token in found.items() if text and token in self._control}
         self._control_starts = re.compile("|".join(sorted({re.escape(token[0]) for token in self._control})) or r"$^")
         self._probed: list[tuple[str, str] | None] = []
 
@@ -139,13 +149,18 @@ class ChatTemplate:
         # where a token that straddles the boundary can no longer be told apart.
         texts: Any
         spans: Any
-        texts, spans = render_jinja_template(
-            [list(messages)],
-            chat_template=self.source,
-            add_generation_prompt=add_generation_prompt,
-            return_assistant_tokens_mask=marks,
-            **self._special,
-        )
+        try:
+            texts, spans = render_jinja_template(
+                [list(messages)],
+                chat_template=self.source,
+                add_generation_prompt=add_generation_prompt,
+                return_assistant_tokens_mask=marks,
+                **self._special,
+            )
+        except TemplateError as error:
+            raise TemplateError(first_sentence(error)) from error
+        except Exception as error:  # whatever its code stumbles over: a division by zero, a key that is not there
+            raise TemplateError(f"{type(error).__name__}: {first_sentence(error)}") from error
         return texts[0], spans[0] if marks else []
 
     def control_token_in(self, text: str) -> str | None:
@@ -156,6 +171,9 @@ class ChatTemplate:
         for match in self._control_starts.finditer(text):
             if text.startswith(self._control, match.start()):
                 return max((t for t in self._control if text.startswith(t, match.start())), key=len)
+        if self._normalized and self._normalizer is not None:
+            normalized = self._normalizer.normalize_str(text)
+            return next((token for spelled, token in self._normalized.items() if spelled in normalized), None)
         return None
 
     def targets(self, messages: Sequence[Message], *, all_text: bool = False) -> Rendered | Refused:
@@ -196,7 +214,8 @@ class ChatTemplate:
 
     def _by_marks(self, messages: Sequence[Message]) -> Rendered | Refused:
         text, marked = self._render(messages, marks=True)
-        spans = [[start, end] for start, end in marked if end > start]
+        # A blank answer between others is no target, as it is none with templates that mark nothing.
+        spans = [[start, end] for start, end in marked if text[start:end].replace(self.eos, "").strip()]
         if not spans:
             return Refused("the chat template marks no assistant text")
         for span in spans:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from preceptor.evaluation.progress import Progress
 from preceptor.files import sha256_json
 
 Log = Callable[[str], None]
+_FIELDS = tuple(each.name for each in fields(Answer))
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class AnswerRecord:
         self.identity = sha256_json(header)
         record = path.with_name(f"{path.name}.record")
         _check(path, record, header)
-        self._kept: Kept[str] = Kept(record, header)
+        self._kept: Kept[str] = Kept(record, header, _is_answer)
 
     def ask(self, requests: Mapping[str, ChatRequest], what: str) -> dict[str, TimedAnswer]:
         """The answers to all requests, by their keys; only those the record does not hold are asked.
@@ -145,6 +146,15 @@ def _digest(questions: Sequence[Any]) -> str:
         return sha256_json(json.dumps(questions, sort_keys=True))
 
 
+def _is_answer(key: Any, result: Any) -> bool:
+    """Whether a line of the record holds what `ask` puts there."""
+    if not isinstance(key, str) or not isinstance(result, dict) or result.keys() != {*_FIELDS, "tstamp"}:
+        return False
+    counts = all(type(result[key]) is int and result[key] >= 0 for key in ("tokens", "cut"))
+    timed = type(result["tstamp"]) in (int, float) and 0 <= result["tstamp"] <= 1e15
+    return counts and timed and isinstance(result["text"], str) and isinstance(result["finished"], bool)
+
+
 def _timed(result: Mapping[str, Any]) -> TimedAnswer:
     fields = dict(result)
     return TimedAnswer(tstamp=fields.pop("tstamp"), answer=Answer(**fields))
@@ -166,7 +176,8 @@ def _check(path: Path, record: Path, header: Mapping[str, Any]) -> None:
         raise InputError(f"{record}: holds answers of {old.get('model')}, not of {header['model']}; {mend}")
     if old.get("questions") != header["questions"]:
         raise InputError(f"{record}: holds answers to other questions; {mend}")
-    before, now = old.get("settings", {}), header["settings"]
-    changed = next(key for key in [*now, *before] if before.get(key) != now.get(key))
+    given, now = old.get("settings"), header["settings"]
+    before = given if isinstance(given, dict) else {}
+    changed = next((key for key in [*now, *before] if before.get(key) != now.get(key)), "settings")
     was, given = shown(before.get(changed)), shown(now.get(changed))
     raise InputError(f"{record}: holds answers with {changed} = {was}, not {given}; {mend}")

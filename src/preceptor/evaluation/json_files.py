@@ -92,9 +92,10 @@ def read_json_list(path: Path, expected: str, *, where: str = "") -> list[Row]:
 
     Args and Raises as `read_jsonl`.
     """
+    content = _content(path, expected, where)
     try:
-        value = json.loads(_content(path, expected, where))
-    except (json.JSONDecodeError, RecursionError) as error:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise InputError(f"{where}{path}{line}: not valid JSON: {_said(error)}; {expected}") from None
     if not isinstance(value, list):
@@ -111,7 +112,7 @@ def _jsonl(path: Path, expected: str, where: str) -> Iterator[Row]:
         origin = f"{where}{path}:{number}"
         try:
             value = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(
                 f"{origin}: not valid JSON: {_said(error)}; JSONL has one object per line, and the line may have been "
                 "cut off while the file was written"
@@ -131,7 +132,9 @@ def _content(path: Path, expected: str, where: str) -> str:
 
 
 def _said(error: Exception) -> str:
-    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "too deep"
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return "too deep" if isinstance(error, RecursionError) else "a number has too many digits"
 
 
 def _row(origin: str, value: object, expected: str) -> Row:

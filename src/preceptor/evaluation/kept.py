@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from preceptor.files import write_atomic
 
 Key = TypeVar("Key", int, str)
+Good: TypeAlias = Callable[[Any, Any], bool]
 
 
 class Kept(Generic[Key]):
@@ -25,12 +26,14 @@ class Kept(Generic[Key]):
     Args:
         path: the file; written when the first result is added.
         header: what the results are of, as JSON.
+        good: whether a key and a result are as they were added; a line in which they are not was edited, and counts
+            as not there.
     """
 
-    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, header: Mapping[str, Any], good: Good = lambda key, result: True) -> None:
         self.path = path
         self._header = json.dumps(header, ensure_ascii=False)
-        self._lines, self.results = _read(path, self._header)
+        self._lines, self.results = _read(path, self._header, good)
         self._begun = False
 
     def add(self, results: Iterable[tuple[Key, Any]]) -> None:
@@ -51,12 +54,12 @@ def header_of(path: Path) -> dict[str, Any] | None:
     lines = _whole_lines(path)
     try:
         value = json.loads(lines[0]) if lines else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
-def _read(path: Path, header: str) -> tuple[list[str], dict[Any, Any]]:
+def _read(path: Path, header: str, whole: Good) -> tuple[list[str], dict[Any, Any]]:
     """The whole lines under `header`, and the results they hold; none where the file has another header."""
     good: list[str] = []
     results: dict[Any, Any] = {}
@@ -65,9 +68,10 @@ def _read(path: Path, header: str) -> tuple[list[str], dict[Any, Any]]:
         if lines and json.loads(lines[0]) == json.loads(header):
             for line in lines[1:]:
                 key, result = json.loads(line)
-                results[key] = result
-                good.append(line.decode())
-    except (ValueError, TypeError):  # what follows a torn line is not trusted
+                if whole(key, result):
+                    results[key] = result
+                    good.append(line.decode())
+    except (ValueError, TypeError, RecursionError):  # what follows a torn line is not trusted
         pass
     return good, results
 

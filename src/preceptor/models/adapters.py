@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 
-from preceptor.errors import InputError, first_sentence
+from preceptor.errors import InputError, first_sentence, shown
 from preceptor.models.checkpoint import ADAPTER_WEIGHTS
-from preceptor.models.headers import read_header
+from preceptor.models.headers import TensorInfo, read_header
 from preceptor.models.offload import is_offloaded
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
-# Loading fails in one of these ways when the files or the settings are wrong. Others are defects and stay visible.
-LOADING_ERRORS = (ImportError, OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError)
+# Loading fails in one of these ways when the files or the settings are wrong (sizes of 0 divide, lists have no
+# `.get`). Others are defects and stay visible.
+LOADING_ERRORS = (
+    ImportError, OSError, ValueError, RuntimeError, TypeError, LookupError, ArithmeticError, AttributeError,
+    SafetensorError,
+)  # fmt: skip
+# Of these kinds PEFT reads more than the folder that the recipe names: other adapters, or a tokenizer with its code.
+_ELSEWHERE = ("XLORA",)
 
 
 def put_adapter(model: PreTrainedModel | PeftModel, folder: Path, given: str, *, name: str = "default") -> PeftModel:
@@ -39,7 +45,8 @@ def put_adapter(model: PreTrainedModel | PeftModel, folder: Path, given: str, *,
 
     where = f"adapter {given!r}"
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    stored = set(read_header(folder / ADAPTER_WEIGHTS, where))
+    tensors = read_header(folder / ADAPTER_WEIGHTS, where)
+    stored = set(tensors)
     try:
         config = PeftConfig.from_pretrained(str(folder))
         if config.is_prompt_learning:
@@ -47,6 +54,12 @@ def put_adapter(model: PreTrainedModel | PeftModel, folder: Path, given: str, *,
                 f"{where}: is of kind {config.peft_type}, which adds prompt tokens; "
                 "only adapters that change layers (LoRA and its relatives) are accepted"
             )
+        if str(getattr(config.peft_type, "value", config.peft_type)) in _ELSEWHERE:
+            raise InputError(
+                f"{where}: is of kind {config.peft_type}, which reads other adapters that it names; "
+                "only adapters that change layers (LoRA and its relatives) are accepted"
+            )
+        _check_ranks(config, tensors, where)
         config.inference_mode = True
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # missing names are an error below
@@ -58,6 +71,8 @@ def put_adapter(model: PreTrainedModel | PeftModel, folder: Path, given: str, *,
                 wrapped = PeftModel.from_pretrained(
                     model, str(folder), adapter_name=name, config=config, autocast_adapter_dtype=False
                 )
+        # A student's checkpoint takes its teachers' adapters along, and PEFT asks the Hub for a base it does not find.
+        wrapped.peft_config[name].base_model_name_or_path = base.name_or_path
     except torch.OutOfMemoryError:
         raise
     except InputError:
@@ -83,6 +98,19 @@ def put_adapter(model: PreTrainedModel | PeftModel, folder: Path, given: str, *,
             "give the base model it was trained on"
         )
     return wrapped
+
+
+def _check_ranks(config: PeftConfig, tensors: Mapping[str, TensorInfo], where: str) -> None:
+    """Refuses ranks for which the stored weights are too small: PEFT makes matrices of them before it reads any."""
+    largest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
+    pattern = getattr(config, "rank_pattern", None)
+    ranks = [getattr(config, "r", None), *(pattern.values() if isinstance(pattern, dict) else ())]
+    for rank in ranks:
+        if rank is not None and (type(rank) is not int or rank > largest):
+            raise InputError(
+                f"{where}: its config has the rank {shown(rank)}, and no tensor of it is longer than {largest:,}; "
+                "copy the adapter's folder again"
+            )
 
 
 def merged(model: PeftModel) -> PreTrainedModel:

@@ -1,9 +1,21 @@
-"""The model card: what a model is made of, in the words someone needs who finds the folder a year later."""
+"""The model card: what a model is made of, in the words someone needs who finds the folder a year later.
+
+Names of models, datasets and settings are other people's text: what means something to Markdown, HTML or YAML is
+escaped.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from preceptor.errors import printable
+
+_HUB_ID = re.compile(r"[A-Za-z][\w.-]*/[\w.-]+")
+"""What YAML takes for a text without quotes."""
+_MARKS = re.compile(r"[\\`*\[\]|]")
 
 
 def render_card(
@@ -31,8 +43,10 @@ def render_card(
     tags = ["preceptor"] + (["knowledge-distillation"] if teacher is not None else [])
     front += ["tags:", *(f"- {tag}" for tag in tags)]
     if base_model is not None:
-        front += [f"base_model: {base_model}"]
-    lines = [*front, "---", "", f"# {name}: {stage}", "", _sentence(kind, student, teacher), ""]
+        front += [
+            f"base_model: {base_model if _HUB_ID.fullmatch(base_model) else json.dumps(base_model, ensure_ascii=False)}"
+        ]
+    lines = [*front, "---", "", f"# {_text(name)}: {_text(stage)}", "", _sentence(kind, student, teacher), ""]
     if isinstance(teacher, Mapping):
         lines += ["## Teachers", "", *_table(("rows of", "teacher"), teacher.items()), ""]
     if data:
@@ -41,7 +55,7 @@ def render_card(
             shares = [(dataset, f"{share:.4g}") for dataset, share in data.items()]
             lines += _table(("dataset", "share of the rows"), shares)
         else:
-            lines += [f"- {dataset}" for dataset in data]
+            lines += [f"- {_text(dataset)}" for dataset in data]
         lines += [""]
     if losses:
         lines += ["## Losses", "", "A weighted sum, averaged over the target positions of a whole step:", ""]
@@ -52,7 +66,7 @@ def render_card(
     if results:
         lines += ["## Results", "", *_table(("measure", "value"), _flat(results)), ""]
     made = [f"seed {seed}"] if seed is not None else []
-    made += [f"{package} {version}" for package, version in (versions or {}).items()]
+    made += [f"{_text(package)} {_text(version)}" for package, version in (versions or {}).items()]
     lines += [f"Made with preceptor{' (' + ', '.join(made) + ')' if made else ''}.", ""]
     return "\n".join(lines)
 
@@ -67,11 +81,11 @@ _UNTRAINED = {
 def _sentence(kind: str, student: str | None, teacher: str | Mapping[str, str] | None) -> str:
     if kind in _UNTRAINED:
         return _UNTRAINED[kind]
-    start = "a new model" if student is None else f"`{student}`"
+    start = "a new model" if student is None else _code(student)
     if teacher is None:
         return f"Fine-tuned from {start} on the data below."
     if isinstance(teacher, str):
-        return f"Distilled from the teacher `{teacher}` into {start}."
+        return f"Distilled from the teacher {_code(teacher)} into {start}."
     return f"Distilled into {start} from the teachers below, each on its own rows."
 
 
@@ -90,7 +104,18 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return _number(value).replace("|", "\\|").replace("\n", " ")
+    return _text(_number(value))
+
+
+def _text(value: str) -> str:
+    """One line of plain text: no mark of Markdown and no tag of HTML begins in it."""
+    line = printable(" ".join(value.split()))
+    return _MARKS.sub(r"\\\g<0>", line.replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def _code(value: str) -> str:
+    """A name in a code span, which ends at a back-quote alone."""
+    return f"`{printable(' '.join(value.split())).replace('`', chr(39))}`"
 
 
 def _number(value: Any) -> str:

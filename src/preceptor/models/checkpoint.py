@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from preceptor.errors import InputError, accepted, did_you_mean, first_sentence, shown
+from preceptor.models.config_values import check_kernels, check_sizes
 from preceptor.models.headers import TensorInfo, read_header
 from preceptor.models.quantization import check_quantization
 
@@ -114,11 +115,14 @@ def check_model(spec: ModelSpec) -> Checkpoint:
         )
     config = _read_json(folder / CONFIG, where)
     _check_architecture(config, spec, where)
+    if not spec.trust_remote_code:
+        check_kernels(config, where)
     check_devices(spec.device_map, where)
     check_quantization(spec, config)
     tensors: dict[str, TensorInfo] = {}
     for file in _weight_files(folder, where):
         tensors |= read_header(file, where)
+    check_sizes(config, tensors, where)
     adapter = None if spec.adapter is None else check_adapter(spec.adapter)
     return Checkpoint(folder, config, tensors, adapter)
 
@@ -274,6 +278,8 @@ def _no_weights(folder: Path, wanted: str) -> str:
 def _read_json(file: Path, where: str) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise InputError(f"{where}: {file.name} is not readable JSON (it is nested too deep); mend it") from None
     except (ValueError, OSError) as error:
         raise InputError(f"{where}: {file.name} is not readable JSON ({first_sentence(error)}); mend it") from None
     if not isinstance(value, dict):

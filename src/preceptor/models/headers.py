@@ -10,10 +10,12 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from preceptor.errors import InputError
+from preceptor.errors import InputError, shown
 
 _LARGEST_HEADER = 100_000_000  # bytes; the safetensors format's own limit
+_MOST_DIMENSIONS = 64  # PyTorch's limit; the product of a header's worth of numbers would take minutes
 _BITS = {
     "F64": 64,
     "I64": 64,
@@ -71,18 +73,35 @@ def read_header(file: Path, where: str) -> dict[str, TensorInfo]:
     try:
         entries = {name: entry for name, entry in json.loads(raw).items() if name != "__metadata__"}
         tensors = {
-            str(name): TensorInfo(str(entry["dtype"]), tuple(int(n) for n in entry["shape"]))
+            name: TensorInfo(entry["dtype"], _counts(entry["shape"], size, _MOST_DIMENSIONS))
             for name, entry in entries.items()
         }
-        spans = sorted((int(e["data_offsets"][0]), int(e["data_offsets"][1]), n) for n, e in entries.items())
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        spans = []
+        for name, entry in entries.items():
+            start, stop = _counts(entry["data_offsets"], size, 2)
+            spans.append((start, stop, name))
+        if not all(isinstance(tensor.dtype, str) for tensor in tensors.values()):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{damaged} (its header is not readable); {mend}") from None
     end = 0
-    for start, stop, name in spans:
+    for start, stop, name in sorted(spans):
         bits = math.prod(tensors[name].shape) * _BITS.get(tensors[name].dtype, 0)
-        if start != end or (bits and (stop - start) * 8 != bits):
-            raise InputError(f"{damaged} (tensor {name!r} does not lie where its header says); {mend}")
+        if start != end or stop < start or (bits and (stop - start) * 8 != bits):
+            raise InputError(f"{damaged} (tensor {shown(name)} does not lie where its header says); {mend}")
         end = stop
     if 8 + length + end != size:
         raise InputError(f"{damaged} (it should have {8 + length + end:,} bytes and has {size:,}); {mend}")
     return tensors
+
+
+def _counts(values: Any, most: int, length: int) -> tuple[int, ...]:
+    """At most `length` whole numbers from 0; none that a file of `most` bytes could not mean, of eight in a byte.
+
+    Raises ValueError or TypeError.
+    """
+    if not isinstance(values, list) or len(values) > length:
+        raise TypeError
+    if not all(type(each) is int and 0 <= each <= 8 * most for each in values):
+        raise ValueError
+    return tuple(values)

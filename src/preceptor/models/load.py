@@ -8,6 +8,7 @@ keep their checkpoint's dtype.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from preceptor.errors import InputError, first_sentence
+from preceptor.errors import InputError, first_sentence, shown
 from preceptor.models.adapters import LOADING_ERRORS, merged, put_adapter
 from preceptor.models.checkpoint import Checkpoint, check_model, source_dtype
 from preceptor.models.quantization import by_bitsandbytes, loaded_dtype, quantization_config
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from preceptor.recipe import ModelSpec
+
+_LAYER = re.compile(r"(^|\.)(layers|h|blocks)\.\d+\.(?!.*\binv_freq$)")
+"""A tensor of one of the decoder's layers; old checkpoints hold the frequencies of RoPE, which are computed now."""
 
 __all__ = ["check_model", "load_model", "source_dtype"]
 
@@ -141,6 +145,12 @@ def _from_pretrained(checkpoint: Checkpoint, options: dict[str, Any], where: str
         raise InputError(
             f"{where}: {_tensors(len(report['missing_keys']))} missing from the weights, first "
             f"{min(report['missing_keys'])!r}; the config and the weights belong to different models"
+        )
+    if further := sorted(name for name in report["unexpected_keys"] if _LAYER.search(name)):
+        # Without a word transformers leaves out the layers that a config does not count.
+        raise InputError(
+            f"{where}: {_tensors(len(further))} in the weights and not in the model that config.json describes, first "
+            f"{shown(further[0])}; the config and the weights belong to different models"
         )
     return model
 

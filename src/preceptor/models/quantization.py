@@ -72,6 +72,11 @@ def check_quantization(spec: ModelSpec, config: dict[str, Any]) -> None:
 
     ours = quantization_config(spec)
     stored = config.get("quantization_config")
+    if stored is not None and not isinstance(stored, dict):
+        raise InputError(
+            f"model {spec.path!r}: config.json has `quantization_config` {shown(stored)}, which must be an object; "
+            "remove it where the weights are not quantised"
+        )
     if ours is None and not isinstance(stored, dict):
         return
     if ours is not None and isinstance(stored, dict):
@@ -84,7 +89,7 @@ def check_quantization(spec: ModelSpec, config: dict[str, Any]) -> None:
         raise InputError(
             f"model {spec.path!r}: its quantisation needs a package that is not installed ({first_sentence(error)})"
         ) from error
-    except (ValueError, RuntimeError, TypeError) as error:
+    except (ValueError, RuntimeError, TypeError, AttributeError, LookupError) as error:
         raise InputError(
             f"model {spec.path!r}: its quantisation does not work on this machine ({first_sentence(error)})"
         ) from error

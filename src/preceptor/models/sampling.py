@@ -78,7 +78,7 @@ def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> s
     configured = None if model.generation_config is None else model.generation_config.eos_token_id
     several = configured if isinstance(configured, list) else [configured]
     own = (tokenizer.eos_token_id, tokenizer.bos_token_id)
-    return {token for token in (*several, *own) if token is not None}
+    return {token for token in (*several, *own) if isinstance(token, int)}
 
 
 def sample(

@@ -30,12 +30,14 @@ def save_model(
     dtype: torch.dtype,
     state_dict: Mapping[str, torch.Tensor] | None = None,
     card: str | None = None,
+    base_name: str | None = None,
 ) -> None:
     """Writes model, tokenizer (with its chat template) and card into `directory`, which appears complete.
 
     A `PeftModel` gives its adapter alone; that goes into `adapter/`, whole weights into `model/`.
     `state_dict` is for a sharded model whose weights the caller gathered. Floating parameters are written
     as `dtype`; buffers and integer tensors keep theirs. A directory that already has the name is replaced.
+    `base_name` is what an adapter calls its base model, where that is not the path it was loaded from.
     """
     aside = directory.with_name(f".{directory.name}.writing")
     if aside.exists():
@@ -49,15 +51,36 @@ def save_model(
         model.save_pretrained(str(aside), state_dict=weights, **own)
         if tokenizer is not None:
             tokenizer.save_pretrained(str(aside))
+            keep_sentencepiece(tokenizer, aside)
     config_file = aside / "config.json"
     if config_file.is_file():
         # transformers writes the dtype of the live parameters, not of what it was given to write.
         config = json.loads(config_file.read_text(encoding="utf-8"))
         config["dtype"] = str(dtype).removeprefix("torch.")
         config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    adapter_config = aside / "adapter_config.json"
+    if adapter_config.is_file():
+        config = json.loads(adapter_config.read_text(encoding="utf-8"))
+        if base_name is not None:
+            # Only in the file: PEFT looks for its base's config when it saves, and for one it does not find on the Hub.
+            config["base_model_name_or_path"] = base_name
+        if isinstance(config.get("target_modules"), list):  # a set, whose order is another one in every process
+            config["target_modules"].sort()
+        adapter_config.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     if card is not None:
         (aside / "README.md").write_text(card, encoding="utf-8")
     publish_directory(aside, directory)
+
+
+def keep_sentencepiece(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Copies `tokenizer.model` into `folder` from where the tokenizer was loaded, which transformers leaves out.
+
+    llama.cpp reads the pieces' scores from it. Converted without, a model gives the same logits and its text is cut
+    into other tokens ("little" into "li", "t", "t", "le"), of which nobody is told.
+    """
+    source = Path(tokenizer.name_or_path) / "tokenizer.model"
+    if source.is_file() and not (folder / source.name).exists():
+        shutil.copyfile(source, folder / source.name)
 
 
 def _peft_model() -> type:

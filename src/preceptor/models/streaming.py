@@ -25,6 +25,7 @@ from preceptor.files import publish_directory
 from preceptor.models.checkpoint import CONFIG, WEIGHTS, WEIGHTS_INDEX
 from preceptor.models.headers import TensorInfo, read_header
 from preceptor.models.load import quiet_transformers
+from preceptor.models.save import keep_sentencepiece
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -138,6 +139,7 @@ def write_model(
         if tokenizer is not None:
             with quiet_transformers():
                 tokenizer.save_pretrained(str(aside))
+                keep_sentencepiece(tokenizer, aside)
         if card is not None:
             (aside / "README.md").write_text(card, encoding="utf-8")
         write_tensors(aside, planned, shard_bytes=shard_bytes, announce=announce)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from preceptor.recipe import ModelSpec
 
+CHAT_TEMPLATE = "chat_template.jinja"
 BOS, EOS, PAD, UNKNOWN = "<s>", "</s>", "<pad>", "<unk>"
 
 # Texts on which tokenizers with one vocabulary still differ: merges, normalisation, runs of spaces, digits,
@@ -50,9 +51,10 @@ def load_tokenizer(spec: ModelSpec, *, announce: Callable[[str], None] | None = 
     from preceptor.models.load import quiet_transformers
 
     where = f"tokenizer of {spec.path!r}"
-    folder = locate(spec.path, spec.revision, where=where)
+    base = folder = locate(spec.path, spec.revision, where=where)
     if spec.adapter is not None and _has_tokenizer(adapter := check_adapter(spec.adapter)):
-        folder = adapter
+        # Consent to run code is given to the model at `path`: where both have code, it is that model's that runs.
+        folder = base if spec.trust_remote_code and _has_code(adapter) else adapter
     if not _has_tokenizer(folder) and not spec.trust_remote_code:
         raise InputError(
             f"{where}: the folder holds none (tokenizer.json is missing); copy the tokenizer's files beside the model"
@@ -69,6 +71,8 @@ def load_tokenizer(spec: ModelSpec, *, announce: Callable[[str], None] | None = 
                 "set `trust_remote_code: true` for this model"
             ) from error
         raise InputError(f"{where}: could not be read ({first_sentence(error)}); copy its files again") from error
+    if spec.adapter is not None and folder == base and (template := adapter / CHAT_TEMPLATE).is_file():
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
     if len(tokenizer) == 0:
         raise InputError(f"{where}: has no tokens; copy the tokenizer's files beside the model")
     if tokenizer.pad_token_id is None:
@@ -231,6 +235,14 @@ def _some(texts: Iterable[str], where: str) -> Iterator[str]:
 def _has_tokenizer(folder: Path) -> bool:
     # transformers makes an empty tokenizer out of config.json alone, so the files have to be looked for.
     return any((folder / name).is_file() for name in TOKENIZER_FILES) or any(folder.glob("*.tiktoken"))
+
+
+def _has_code(folder: Path) -> bool:
+    """Whether a tokenizer's files name Python code beside them."""
+    try:
+        return "auto_map" in (folder / "tokenizer_config.json").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
 
 
 def _by_id(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from preceptor.hashes import Hashes
 from preceptor.identity import stage_identities
+from preceptor.network import only_what_is_named
 from preceptor.plan.elsewhere import readable
 from preceptor.plan.planner import Planner
 from preceptor.plan.render import render
@@ -39,6 +40,11 @@ def plan(recipe: Recipe, *, log: Log = print, device: Device | None = None) -> d
     stages that train or store and are not done have `memory`, `time` and `disk` as well, in bytes and seconds, or
     `{"unknown": why}`. Raises InputError for data and models that are not there or cannot be used, as a run would.
     """
+    with only_what_is_named(recipe):
+        return _plan(recipe, log, device)
+
+
+def _plan(recipe: Recipe, log: Log, device: Device | None) -> dict[str, Any]:
     directory = run_directory(recipe)
     changed = _changed(recipe, directory)
     done = {name for name, differences in changed.items() if not differences}

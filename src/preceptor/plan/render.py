@@ -6,6 +6,8 @@ from typing import Any
 
 from preceptor.plan.render_needs import needs_lines
 
+_ONE = {"passes": "pass", "rows": "row", "shares": "share", "targets": "target", "tokens": "token"}
+
 
 def render(result: dict[str, Any]) -> str:
     """The plan as text for a terminal."""
@@ -55,6 +57,8 @@ def _short(sample: str, limit: int = 1200) -> str:
 
 
 def _amount(value: Any, what: str) -> str:
+    if value == 1:
+        what = _ONE.get(what, what)
     if isinstance(value, float):
         return f"{value:.3g} {what}"
     return f"{value:,} {what}" if isinstance(value, int) else str(value)

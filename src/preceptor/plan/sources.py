@@ -6,12 +6,11 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from preceptor.errors import InputError
+from preceptor.errors import InputError, first_sentence
 from preceptor.estimate.setups import ModelSetup
 from preceptor.models.checkpoint import CONFIG, Checkpoint, check_model
 from preceptor.models.quantization import by_bitsandbytes
@@ -127,13 +126,15 @@ class Sources:
         folder = Path(resolved.path)
         if not folder.is_dir():
             return replace(self._on_the_hub(resolved), adapter=adapter)
+        # Before transformers reads the config: some make a list as long as the number of layers it says.
+        alone = config_alone(resolved) is not None
+        checkpoint = None if alone else look(resolved.model_copy(update={"adapter": None}))
         try:
             config = AutoConfig.from_pretrained(str(folder), trust_remote_code=resolved.trust_remote_code)
-        except (OSError, ValueError) as error:
-            raise UnknownError(f"the config of {resolved.path} cannot be read ({_line(error)})") from error
-        if config_alone(resolved) is not None:
+        except Exception as error:  # whatever a config of odd values is refused with, and by whom
+            raise UnknownError(f"the config of {resolved.path} cannot be read ({first_sentence(error)})") from error
+        if checkpoint is None:
             return Described(str(folder), config, config.dtype or torch.float32, adapter)
-        checkpoint = look(resolved.model_copy(update={"adapter": None}))
         quantized = isinstance(checkpoint.config.get("quantization_config"), dict)
         size = sum(tensor.bytes for tensor in checkpoint.tensors.values()) if quantized else None
         return Described(str(folder), config, checkpoint.dtype, adapter, size)
@@ -142,9 +143,11 @@ class Sources:
         from transformers import AutoConfig
 
         try:
-            config = AutoConfig.from_pretrained(resolved.path, revision=resolved.revision)
+            config = AutoConfig.from_pretrained(
+                resolved.path, revision=resolved.revision, trust_remote_code=resolved.trust_remote_code
+            )
         except (OSError, ValueError) as error:
-            raise UnknownError(f"the config of {resolved.path} is not here ({_line(error)})") from error
+            raise UnknownError(f"the config of {resolved.path} is not here ({first_sentence(error)})") from error
         return Described(f"{resolved.path}@{resolved.revision}", config, config.dtype or torch.float32)
 
     def _unmade(self, name: str) -> Described:
@@ -197,19 +200,12 @@ def _adapter(folder: str) -> Any:
     try:
         return PeftConfig.from_pretrained(folder)
     except (OSError, ValueError, TypeError, json.JSONDecodeError) as error:
-        raise UnknownError(f"the config of adapter {folder} cannot be read ({_line(error)})") from error
+        raise UnknownError(f"the config of adapter {folder} cannot be read ({first_sentence(error)})") from error
 
 
 def why(error: BaseException) -> str:
     """What an error says, in one line."""
     if isinstance(error, UnknownError | InputError):
         return " ".join(str(error).split())
-    said = _line(error)
+    said = first_sentence(error)
     return said if said == type(error).__name__ else f"{type(error).__name__}: {said}"
-
-
-def _line(error: BaseException) -> str:
-    if isinstance(error, InputError):
-        return str(error)
-    lines = str(error).strip().splitlines()
-    return shorten(lines[0].rstrip("."), 160, placeholder=" …") if lines else type(error).__name__

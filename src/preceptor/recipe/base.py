@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
@@ -56,12 +57,13 @@ def real(low: float, high: float = math.inf, *, above: bool = False, below: bool
     if high == math.inf:
         what = f"a number above {low:g}" if above else f"a number of at least {low:g}"
     else:
-        ends = " (ends excluded)" if above and below else f" ({low:g} excluded)" if above else ""
+        left_out = [f"{end:g}" for end, out in ((low, above), (high, below)) if out]
+        ends = f" ({left_out[0]} excluded)" if len(left_out) == 1 else " (ends excluded)" if left_out else ""
         what = f"a number from {low:g} to {high:g}{ends}"
 
     def check(value: Any) -> float:
-        if type(value) not in (int, float) or not math.isfinite(value):
-            raise wanted(what)
+        if type(value) not in (int, float) or not -sys.float_info.max <= value <= sys.float_info.max:
+            raise wanted(what)  # not isfinite(): it raises OverflowError for whole numbers of 400 digits
         if value < low or value > high or (above and value == low) or (below and value == high):
             raise wanted(what)
         return float(value)

@@ -38,8 +38,16 @@ def check(
         for name in parts:
             if not NAME.fullmatch(name):
                 yield (section, name), f"is not a usable name; write {NAME_RULE}"
-            elif name in RESERVED_NAMES and section == "stages":
+            elif section == "stages" and name.lower() in RESERVED_NAMES:
                 yield (section, name), "is the name of something else in the run directory; give the stage another name"
+    folders: dict[str, str] = {}
+    for name in stages:
+        if (other := folders.setdefault(name.lower(), name)) != name:
+            yield (
+                ("stages", name),
+                f"differs from {other!r} in capitals alone, and some file systems take them for one folder; give the "
+                "stage another name",
+            )
     if runs_dir is not None:
         yield from _check_variables(("runs_dir",), runs_dir)
     for loser in () if overlap is None else overlap.losers:

@@ -28,9 +28,9 @@ class DatasetSpec(Spec):
     revision: Text | None = None
     """Branch, tag or commit of a Hub dataset."""
     format: Annotated[Format, choice(*FORMATS)] | None = None
-    """Format of the files; None detects it from the name."""
+    """Format of the files; None: as their names end."""
     columns: dict[str, str] | None = None
-    """Our column name -> the name the files use, where detection does not find it."""
+    """Our column name → the name the files use, where detection does not find it."""
     holdout: Annotated[int | Literal["all"], PlainValidator(_holdout)] = 0
     """Rows kept out of training for evaluation: those with the smallest sha256 of seed and prompt; or `all` of them."""
     test: TextOrList | None = None
@@ -40,7 +40,7 @@ class DatasetSpec(Spec):
     route: Text | None = None
     """The column whose value is a row's route; None: the dataset's name is the route of all its rows."""
     role: Annotated[Literal["domain", "general"], choice("domain", "general")] | None = None
-    """What reports and stage 2 take the dataset for."""
+    """Which score its rows count under; None: general."""
     max_length: Whole2 | None = None
     """Tokens per row after templating, where it differs from the stage's."""
     metric: Annotated[Literal["exact", "accuracy", "rougeL"], choice("exact", "accuracy", "rougeL")] | None = None

@@ -63,13 +63,17 @@ class EvaluateStage(Spec):
     on: Names | None = None
     """Datasets whose `test` rows, or else whose holdout, are scored."""
     mt_bench: MtBenchSpec | None = None
+    """Answers to MT-Bench's questions, and a judge's grades of them."""
     alpaca_eval: AlpacaEvalSpec | None = None
+    """Answers to AlpacaEval's instructions, and how often a judge prefers them to a baseline's."""
     tasks: TasksSpec | None = None
+    """Tasks of lm-evaluation-harness."""
     rows: Whole1 | None = None
     """At most so many rows of each dataset, the same for all models; None is all."""
     max_length: Whole2 = 2048
     """Tokens per row after templating."""
     max_new_tokens: Whole1 = 64
+    """Tokens of a written answer, for rows scored by `exact` or `rougeL`."""
     batch_size: Whole1 = 32
     """Rows scored at once; changes speed and memory only."""
     resamples: Annotated[int, whole(100)] = 1000

@@ -13,13 +13,16 @@ class GenerateStage(Spec):
 
     kind: Literal["generate"]
     model: Model
+    """Who writes."""
     prompts: Text | None = None
-    """A dataset whose prompts are answered; None writes from the beginning of a sequence."""
+    """A dataset whose prompts are answered; None: text from the beginning of a sequence."""
     rows: Whole1
     """How many rows to write."""
     max_new_tokens: Whole1 = 256
+    """Tokens of a row; a prompt's are not counted."""
     temperature: Annotated[float, real(0.0)] = 1.0
-    """0 takes the most probable token each time."""
+    """Divides the logits before a token is drawn; 0 takes the most probable token each time."""
     top_p: Annotated[float, real(0.0, 1.0, above=True)] = 1.0
+    """Draws among the fewest tokens whose probabilities sum to at least this; 1 is all tokens."""
     batch_size: Whole1 = 32
     """Rows written at once; changes speed and memory only."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from preceptor.errors import InputErrors
+from preceptor.errors import MOST_AT_ONCE, InputErrors
+from preceptor.recipe.base import KeyPath
 from preceptor.recipe.check import check
 from preceptor.recipe.data import DatasetSpec, OverlapSpec
 from preceptor.recipe.messages import Source, sentence_for
@@ -16,7 +19,9 @@ from preceptor.recipe.overrides import apply_overrides
 from preceptor.recipe.recipe import Recipe
 from preceptor.recipe.stages import Stage
 from preceptor.recipe.yaml_text import read_yaml
+from preceptor.secret_text import secrets_in
 
+MAX_NAMES = 1000
 _STAGE: TypeAdapter[Any] = TypeAdapter(Stage)
 
 
@@ -57,13 +62,22 @@ def parse_recipe(
 
 
 def _validated(raw: dict[str, Any], source: Source, folder: Path) -> Recipe:
+    # Before anything else is said, for messages repeat what they are about; as do those of overrides.
+    unapplied = Source(source.name, source.lines)
+    if secrets := [unapplied.sentence(path, what) for path, what in islice(secrets_in(raw), MOST_AT_ONCE)]:
+        raise InputErrors(secrets)
+    for key in ("data", "stages"):
+        if (number := len(_section(raw, key))) > MAX_NAMES:
+            raise InputErrors([source.sentence((key,), f"has {number:,} names; a recipe has at most {MAX_NAMES:,}")])
     errors: list[str] = []
-    recipe = None
+    unsaid, recipe = 0, None
     try:
         recipe = Recipe.model_validate(raw)
+        errors = [source.sentence(path, what) for path, what in islice(_not_finite(raw), MOST_AT_ONCE)]
     except ValidationError as invalid:
         found = invalid.errors(include_url=False)
-        errors = [sentence_for(error, raw, Recipe, source) for error in found]
+        errors = [sentence_for(error, raw, Recipe, source) for error in found[:MOST_AT_ONCE]]
+        unsaid = len(found) - MOST_AT_ONCE
     # References are checked between the parts that are valid, so that one typing mistake does not hide them.
     datasets = {name: _part(TypeAdapter(DatasetSpec), value) for name, value in _section(raw, "data").items()}
     stages = {name: _part(_STAGE, value) for name, value in _section(raw, "stages").items()}
@@ -72,9 +86,18 @@ def _validated(raw: dict[str, Any], source: Source, folder: Path) -> Recipe:
     for path, what in check(datasets, stages, overlap, runs_dir if isinstance(runs_dir, str) else None):
         errors.append(source.sentence(path, what))
     if errors or recipe is None:
-        raise InputErrors(list(dict.fromkeys(errors)))
+        raise InputErrors(list(dict.fromkeys(errors)), max(unsaid, 0))
     recipe._folder, recipe._source, recipe._raw = folder, source.name, raw
     return recipe
+
+
+def _not_finite(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+    """Where mappings of any content (`where`, `training`) hold numbers that the record of a run could not spell."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield path, f"is {value}; write a finite number"
+    elif isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _not_finite(item, (*path, key))
 
 
 def _section(raw: Mapping[str, Any], key: str) -> dict[str, Any]:

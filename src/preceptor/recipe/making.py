@@ -26,7 +26,9 @@ class TrainTokenizerSpec(Spec):
     """A tokenizer trained on the training rows of named datasets (held-out rows are not seen)."""
 
     kind: Annotated[Literal["bpe", "characters"], choice("bpe", "characters")] = "bpe"
+    """`bpe`: byte pairs, as in GPT-2; `characters`: one token for each character."""
     train_on: TextOrList
+    """The dataset whose text it learns, or a list of them."""
     vocab_size: Whole2
     """Upper bound, special tokens included."""
 
@@ -48,9 +50,11 @@ class InitStage(Spec):
 
     kind: Literal["init"]
     config: Annotated[dict[str, Any], PlainValidator(_config)]
+    """Keys of a transformers model config; `model_type` names the architecture."""
     tokenizer: Annotated[Text | TrainTokenizerSpec | None, BeforeValidator(_tokenizer)] = None
+    """An existing tokenizer, or one trained here; None: a model without one."""
     chat_template: Text | None = None
-    """Path of a Jinja file, or `default`; None keeps the tokenizer's own."""
+    """Path of a Jinja file, or `default`; None: the tokenizer's own."""
     dtype: Annotated[Literal["float32", "bfloat16", "float16", "float64"], choice(*DTYPES[1:])] = "float32"
     """Type in which the weights are saved."""
 
@@ -72,9 +76,10 @@ class ComposeStage(Spec):
 
     kind: Literal["compose"]
     experts: Annotated[list[Model], _sources(2)]
+    """Models of one shape; expert e of each layer is the MLP of the e-th."""
     base: Model | None = None
-    """Where attention, norms, embeddings and head come from; None is the first expert, the word `average` the mean of
-    all experts."""
+    """Where attention, norms, embeddings and head come from; None: the first expert. The word `average`: the
+    mean of all experts."""
     experts_per_token: Whole1 = 1
     """Experts that work on each token; as many as there are makes the model dense."""
     router: Annotated[Literal["hidden", "random", "uniform"], choice("hidden", "random", "uniform")] | None = None
@@ -82,6 +87,7 @@ class ComposeStage(Spec):
     prompts: Names | None = None
     """For `hidden`: one dataset per expert, in order, whose prompts that expert should attract."""
     prompt_rows: Whole1 = 64
+    """Prompts of each dataset that are read for the routers' start."""
     noise: NotNegative = 0.0
     """Standard deviation of the noise on expert weights, relative to each tensor's own."""
     dtype: Annotated[Literal["float32", "bfloat16", "float16", "float64"], choice(*DTYPES[1:])] | None = None
@@ -118,6 +124,7 @@ class MergeStage(Spec):
 
     kind: Literal["merge"]
     models: Annotated[list[Model], _sources(2, 2)]
+    """The two models."""
     alpha: Annotated[float, real(0.0, 1.0)]
     """Share of the second model: 0 gives the first, 1 the second."""
     method: Annotated[Literal["linear", "slerp"], choice("linear", "slerp")] = "linear"

@@ -21,6 +21,7 @@ class ModelSpec(Spec):
     """A model: a folder, a Hub id or `stage:NAME`. In a recipe a bare string stands for its `path`."""
 
     path: Text
+    """A folder, a Hub id, or `stage:NAME` of a stage that makes a model."""
     revision: Text | None = None
     """Branch, tag or commit of a Hub model."""
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16", "float64"], choice(*DTYPES)] | None = None
@@ -63,9 +64,12 @@ class LoraSpec(Spec):
     """Low-rank adaptation (arXiv 2106.09685): W + alpha/r · B·A, with A of r rows."""
 
     r: Whole1 = 16
+    """Rank: rows of A. More learn more and take more memory."""
     alpha: Whole1 | None = None
-    """None is 2·r."""
+    """The update is multiplied by alpha/r; None: 2·r."""
     dropout: Annotated[float, real(0.0, 1.0, below=True)] = 0.0
+    """Share of the adapter's inputs that are zeroed while it learns."""
     target_modules: Annotated[str | list[str], PlainValidator(_target_modules)] = "all-linear"
+    """Which modules get an adapter: all linear layers but the head, or those of the given names."""
     modules_to_save: Names | None = None
     """Modules trained whole beside the adapter (embeddings, head)."""

@@ -17,6 +17,7 @@ class TermSpec(Spec):
     """What every term has."""
 
     weight: NotNegative = 1.0
+    """Multiplies the term; at 0 it is measured and not minimised."""
     routes: Names | None = None
     """Datasets whose rows the term covers; None is all of them. N does not change."""
 
@@ -32,6 +33,7 @@ class LogitsSpec(TermSpec):
 
     kind: Literal["logits"] = "logits"
     divergence: Annotated[Literal["forward_kl", "reverse_kl", "jsd", "skew_kl"], choice(*DIVERGENCES)] = "forward_kl"
+    """What is minimised; the equations are in losses.md."""
     temperature: Positive = 1.0
     """Divides both models' logits; the value carries the factor temperature²."""
     beta: Annotated[float, real(0.0, 1.0, above=True, below=True)] = 0.5
@@ -59,9 +61,9 @@ class AttentionSpec(TermSpec):
 
     kind: Literal["attention"] = "attention"
     layers: Annotated[str | tuple[tuple[int, int], ...], PlainValidator(_layers)] = "auto"
-    """`auto` is the identity for equal depth and `uniform` otherwise."""
+    """Which teacher layer each student layer follows; `auto`: its own for equal depth, `uniform` otherwise."""
     heads: Annotated[Literal["auto", "identity", "assign"], choice(*HEAD_MAPS)] = "auto"
-    """`auto` is the identity for equal head counts and `assign` otherwise."""
+    """Which teacher head each student head follows; `auto`: its own for equal counts, `assign` otherwise."""
     calibration_rows: Whole1 = 32
     """Rows on which an assignment of heads or layers is measured."""
 
@@ -71,6 +73,7 @@ class RouterBalanceSpec(Spec):
 
     kind: Literal["router_balance"] = "router_balance"
     weight: NotNegative = 0.01
+    """Multiplies the term, as `router_aux_loss_coef` of transformers does."""
     routes: ClassVar[None] = None
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from typing import Any
 
-from preceptor.errors import InputError, InputErrors, did_you_mean
+from preceptor.errors import InputError, InputErrors, did_you_mean, shown
 from preceptor.recipe.base import KeyPath
-from preceptor.recipe.yaml_text import parse_yaml
+from preceptor.recipe.yaml_text import MAX_DEPTH, UNHOLDABLE, parse_yaml
 
 Applied = dict[KeyPath, str]
 
@@ -48,6 +49,10 @@ def _set(root: dict[str, Any], key: str, value: Any, override: str) -> KeyPath:
     path: KeyPath = ()
     here: Any = root
     rest = key.split(".")
+    if len(rest) > MAX_DEPTH or UNHOLDABLE.search(key):
+        raise InputError(
+            f"override {shown(override)}: no key of a recipe is {shown(key)}; write one such as stages.kd.rows_per_step"
+        )
     while True:
         step, rest = _next_step(here, path, rest, override)
         path = (*path, step)
@@ -65,14 +70,15 @@ def _set(root: dict[str, Any], key: str, value: Any, override: str) -> KeyPath:
 def _next_step(here: Any, path: KeyPath, rest: list[str], override: str) -> tuple[str | int, list[str]]:
     where = ".".join(map(str, path)) or "the recipe"
     if isinstance(here, list):
-        if not rest[0].isdigit() or int(rest[0]) >= len(here):
+        # Not isdigit(), which takes ² for a digit; and int() refuses thousands of them.
+        if not re.fullmatch("[0-9]{1,9}", rest[0]) or int(rest[0]) >= len(here):
             raise InputError(
                 f"override {override!r}: {where} has {len(here)} items, so {rest[0]!r} is none of them; "
                 f"write a number from 0 to {len(here) - 1}"
             )
         return int(rest[0]), rest[1:]
     if not isinstance(here, dict):
-        raise InputError(f"override {override!r}: {where} is {here!r}, which has no keys; set {where} itself")
+        raise InputError(f"override {override!r}: {where} is {shown(here)}, which has no keys; set {where} itself")
     # Names may hold dots, so the longest run of parts that is a key wins.
     for length in range(len(rest), 0, -1):
         joined = ".".join(rest[:length])

@@ -23,9 +23,11 @@ class Recipe(Spec):
     runs_dir: Text = "runs"
     """Folder of all runs, relative to the working directory."""
     data: dict[str, DatasetSpec] = Field(default_factory=dict)
+    """Datasets by name; a name is also the route of the dataset's rows."""
     stages: dict[str, Stage] = Field(min_length=1)
     """Stages in the order in which they run."""
     overlap: OverlapSpec | None = None
+    """What to do with prompts that two datasets share; None: they are an error."""
 
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
     _source: str = PrivateAttr(default="recipe")

@@ -14,6 +14,7 @@ class ShareSpec(Spec):
     """One of several teachers of a route."""
 
     model: Model
+    """The teacher."""
     weight: Positive
     """Its share of what the route's rows follow; a route's shares sum to 1."""
 
@@ -50,6 +51,7 @@ class RoutesSpec(Spec):
     """
 
     routes: Annotated[dict[str, Route], BeforeValidator(_routes)]
+    """Route → its teacher, or a list of teachers with weights that sum to 1."""
     default: Model | None = None
     """The teacher of routes that `routes` does not name."""
 

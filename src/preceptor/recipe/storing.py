@@ -50,6 +50,7 @@ class StoreStage(Spec):
     max_length: Whole2 = 2048
     """As in the stages that learn from the store, which find rows by their tokens."""
     targets: Annotated[Literal["assistant", "all"], choice("assistant", "all")] | None = None
+    """Which tokens are targets, as in the stages that learn from the store; None: as each dataset says."""
     mode: Annotated[Literal["sample", "topk", "full"], choice(*MODES)] = "sample"
     """`sample`: drawn tokens, for forward_kl; `topk`: the most probable, and the mass of the rest; `full`: all."""
     draws: Annotated[int, whole(1, 1000)] = 50

@@ -13,7 +13,9 @@ class PriceSpec(Spec):
     """What an endpoint charges, in one currency per million tokens."""
 
     input: NotNegative
+    """Per million tokens of prompts."""
     output: NotNegative
+    """Per million tokens of answers."""
 
 
 class EndpointSpec(Spec):
@@ -24,13 +26,13 @@ class EndpointSpec(Spec):
     model: Text
     """The model's name there."""
     key_env: Text | None = None
-    """The environment variable that holds the key; None sends none."""
+    """The environment variable that holds the key; None: no key is sent."""
     concurrency: Whole1 = 8
     """Requests under way at once."""
     timeout: Positive = 120.0
     """Seconds one request may take."""
-    retries: Whole0 = 6
-    """Further attempts after 429, 5xx, a time-out or a lost connection."""
+    retries: Whole0 = 12
+    """Further attempts after 429, 5xx, a time-out or a lost connection: 12 outlast some minutes without the server."""
     token_limit_field: Annotated[
         Literal["max_tokens", "max_completion_tokens"], choice("max_tokens", "max_completion_tokens")
     ] = "max_tokens"
@@ -38,6 +40,7 @@ class EndpointSpec(Spec):
     omit: list[Annotated[Literal["temperature", "seed"], choice("temperature", "seed")]] = []  # noqa: RUF012
     """Fields that are not sent: some reasoning models refuse a temperature."""
     price: PriceSpec | None = None
+    """What it charges, for the cost in the log."""
 
     @property
     def title(self) -> str:
@@ -59,7 +62,7 @@ class MtBenchSpec(Spec):
     references: Text | None = None
     """Reference answers, in the format of model answers; needed for math, reasoning and coding."""
     judge: EndpointSpec | None = None
-    """None writes answers only."""
+    """Who judges; None: answers are written and not judged."""
     answers: dict[str, Text] = {}  # noqa: RUF012 - pydantic copies defaults
     """Official model_answer files of further models, by name; they are judged too."""
     judgments: list[Text] = []  # noqa: RUF012
@@ -67,7 +70,9 @@ class MtBenchSpec(Spec):
     temperatures: dict[str, NotNegative] = {}  # noqa: RUF012
     """Sampling temperature by category where it is not the official one."""
     max_new_tokens: Whole1 = 1024
+    """Tokens of an answer; the official number."""
     judge_max_tokens: Whole1 = 2048
+    """Tokens of a judgment; the official number."""
     batch_size: Whole1 = 16
     """Answers written at once by a local model; changes speed and memory only."""
 
@@ -86,7 +91,7 @@ class AlpacaEvalSpec(Spec):
     prompt: Text | None = None
     """The annotator's prompt template, such as alpaca_eval.txt; needed with `judge`."""
     judge: EndpointSpec | None = None
-    """None writes answers only."""
+    """Who judges; None: answers are written and not judged."""
     preference: Annotated[Literal["ranking", "logprobs"], choice("ranking", "logprobs")] = "ranking"
     """How the judge's answer is read: a ranking (AlpacaEval 1), or the log-probabilities of its first token (2)."""
     order: Annotated[Literal["random", "both"], choice("random", "both")] = "random"
@@ -96,8 +101,11 @@ class AlpacaEvalSpec(Spec):
     annotations: dict[str, Text] = {}  # noqa: RUF012
     """annotations.json files of further models, by name; they are shown beside ours."""
     temperature: Annotated[float, real(0.0)] = 0.7
+    """Of the models' answers; the judge's is 0."""
     max_new_tokens: Whole1 = 2048
+    """Tokens of an answer."""
     judge_max_tokens: Whole1 = 100
+    """Tokens of a judgment."""
     batch_size: Whole1 = 16
     """Answers written at once by a local model; changes speed and memory only."""
 
@@ -116,9 +124,10 @@ class TasksSpec(Spec):
     include: Annotated[list[Text], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)] = []  # noqa: RUF012
     """Folders of further task files (YAML)."""
     num_fewshot: Whole0 | None = None
-    """None is each task's own number."""
+    """Examples before each question; None: each task's own number."""
     limit: Whole1 | None = None
     """At most so many examples of each task; for trials only."""
     chat_template: bool = True
     """Whether prompts are written with the model's chat template."""
     batch_size: Whole1 = 16
+    """Requests at once; changes speed and memory only."""

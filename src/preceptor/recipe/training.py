@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
 from preceptor.errors import accepted
-from preceptor.recipe.base import KeyPath, Spec, Whole1, Whole2, broken_rule, choice, one_or_many, real, wanted
+from preceptor.recipe.base import KeyPath, Spec, Whole0, Whole1, Whole2, broken_rule, choice, one_or_many, real, wanted
 from preceptor.recipe.models import LoraSpec, Model, ModelSpec
 from preceptor.recipe.objective import TAUGHT, AttentionSpec, LogitsSpec, NextTokenSpec, Term
 from preceptor.recipe.routes import Teacher
@@ -28,6 +28,8 @@ OWNED_TRAINING_KEYS = {
     "push_to_hub": "upload the finished model with the `hf` command",
     "logging_dir": "TensorBoard's files go to the stage's `tensorboard` folder, or where TENSORBOARD_LOGGING_DIR says",
     "auto_find_batch_size": "use `per_device_train_batch_size`, which has to divide `rows_per_step`",
+    "ignore_data_skip": "leave it out, since a stopped run goes on at the row where it was",
+    "enable_jit_checkpoint": "leave it out, since the first SIGTERM or Ctrl-C writes a checkpoint already",
     "save_only_model": "use `save_total_limit`, since a stopped run goes on from whole checkpoints only",
     "train_sampling_strategy": "use `data` and `by` of the stage, from which the order of its rows follows",
 }
@@ -78,6 +80,8 @@ class TrainingStage(Spec):
     """Trains a low-rank adapter instead of the whole model; the result is `adapter/`."""
     training: Annotated[dict[str, Any], PlainValidator(_training)] = Field(default_factory=dict)
     """Keys of transformers.TrainingArguments."""
+    max_nonfinite_steps: Whole0 = 10
+    """Steps in a row whose loss or gradient may be NaN or infinite: each is skipped, and one more ends the stage."""
 
     @model_validator(mode="after")
     def _whole_accumulation(self) -> TrainingStage:
@@ -132,9 +136,11 @@ class SftStage(TrainingStage):
 
     kind: Literal["sft"]
     model: Model
+    """What is trained."""
     objective: Annotated[list[Term], AfterValidator(_without_teacher)] = Field(
         default_factory=lambda: list[Term]([NextTokenSpec()])
     )
+    """Terms whose weighted sum is minimised: `next_token` and `router_balance`."""
 
 
 class DistillStage(TrainingStage):
@@ -142,8 +148,11 @@ class DistillStage(TrainingStage):
 
     kind: Literal["distill"]
     student: Model
+    """What is trained."""
     teacher: Teacher
+    """What it follows: a model, a store of predictions, or several by route."""
     objective: Annotated[list[Term], AfterValidator(_sound)] = Field(default_factory=lambda: list[Term]([LogitsSpec()]))
+    """Terms whose weighted sum is minimised."""
     lambda_: Annotated[float, real(0.0, 1.0)] | None = Field(default=None, alias="lambda")
     """λ of the paper: stands for next_token with weight 1-λ and logits and attention with weight λ each.
 

@@ -4,12 +4,14 @@ Differences from a plain safe loader, each because of a mistake people make:
 
 - scalars follow YAML 1.2, so `1e-5` is a number, and `on`, `no` and `2024-01-01` are text;
 - a key given twice, a key that is not text, and any tag are errors;
-- a file over 1 MiB, nesting over 64 levels, and aliases that unfold to over 100,000 values are errors.
+- a file over 1 MiB, nesting over 64 levels, over 100,000 values (aliases unfolded), whole numbers that need more than
+  64 bits, and text with characters that no file or path can hold are errors.
 """
 
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from preceptor.recipe.base import KeyPath
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64
 MAX_VALUES = 100_000
+MAX_NUMBER = 2**63 - 1
+UNHOLDABLE = re.compile("[\x00\ud800-\udfff]")
 
 Lines = dict[KeyPath, int]
 
@@ -31,6 +35,15 @@ class _Loader(yaml.SafeLoader):
     """A safe loader that resolves plain scalars as YAML 1.2 does."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 - as in the parent class; a fresh table instead of YAML 1.1's
+    composed = 0
+
+    def compose_node(self, parent: Node | None, index: int) -> Node | None:
+        self.composed += 1
+        if self.composed > MAX_VALUES:  # before all of them are held
+            raise yaml.MarkedYAMLError(
+                problem=f"it has more than {MAX_VALUES:,} values", problem_mark=self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
 
 
 for _tag, _pattern, _first in (
@@ -49,13 +62,18 @@ for _tag, _pattern, _first in (
 
 def read_yaml(path: Path) -> tuple[Any, Lines]:
     """The value of a YAML file, and the line (from 1) of each key path in it. Raises InputError."""
+    if "\0" in str(path):
+        raise InputError(f"{path}: is no name a file can have; give the path of a recipe (YAML)")
     try:
-        size = path.stat().st_size
         if path.is_dir():
             raise InputError(f"{path}: is a folder; give the recipe file in it")
-        if size > MAX_BYTES:
-            raise InputError(f"{path}: has {size:,} bytes; a recipe has at most {MAX_BYTES:,}")
-        text = path.read_bytes().decode("utf-8")
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe may never end, and a device has no end
+            raise InputError(f"{path}: is no regular file; save the recipe to a file first")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise InputError(f"{path}: has more than {MAX_BYTES:,} bytes; a recipe has fewer")
+        text = data.decode("utf-8")
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file; give the path of a recipe (YAML)") from None
     except UnicodeDecodeError as error:
@@ -79,6 +97,8 @@ def parse_yaml(text: str, source: str) -> tuple[Any, Lines]:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}" if mark else source
         problem = error.problem or error.context or "cannot be read"
+        if error.context and problem.startswith("but "):
+            problem = f"{error.context}, {problem}"
         column = f" at column {mark.column + 1}" if mark else ""
         raise InputError(f"{where}: is not YAML: {problem}{column}; mend the line or the one above it") from None
     except yaml.YAMLError as error:
@@ -136,6 +156,8 @@ class _Reader:
     def _scalar(self, node: ScalarNode) -> Hashable:
         kind = node.tag.removeprefix("tag:yaml.org,2002:")
         text: str = node.value
+        if UNHOLDABLE.search(text):
+            raise self._error(node, f"{shown(text)} holds a character that no path or file can; remove it")
         try:
             if kind in ("str", "merge"):
                 return text
@@ -144,11 +166,15 @@ class _Reader:
             if kind == "bool" and text.lower() in ("true", "false"):
                 return text.lower() == "true"
             if kind == "int":
-                return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+                number = int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+                if abs(number) > MAX_NUMBER:
+                    raise ValueError
+                return number
             if kind == "float":
                 return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
         except ValueError:
-            raise self._error(node, f"{shown(text)} is not a number; mend it or put it in quotes") from None
+            what = "is too large a number" if kind == "int" else "is not a number"
+            raise self._error(node, f"{shown(text)} {what}; mend it or put it in quotes") from None
         raise self._error(node, f"{shown(text)} has the tag {node.tag!r}; remove the tag")
 
     def _error(self, node: Node, sentence: str) -> InputError:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preceptor.disk import full_disk
 from preceptor.errors import InputError, RunFailed
 from preceptor.files import json_text, write_atomic
 from preceptor.report.read import Run, named_apart, read_run
@@ -67,6 +68,8 @@ def write_report(
         write_atomic(out / REPORT, json_text(report))
         _write_page(out, report, figures)
     except OSError as error:
+        if (full := full_disk(error, out)) is not None:
+            raise RunFailed(f"report: {full}; make room, and run the same command again") from error
         raise InputError(
             f"report: {out} cannot be written ({error.strerror}); give a folder that can with --out"
         ) from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,37 @@ Say = Callable[[str], None]
 """Takes one sentence on what is wrong."""
 
 
+LARGEST = 2 << 30
+"""Bytes of a file that are read; a million log lines have a fifth of that."""
+
+
+def text_of(path: Path, folder: Path, *, errors: str = "strict") -> str:
+    """The text of a file of a run; a run from a stranger may hold links to what its reader must not show to others.
+
+    Args:
+        path: the file.
+        folder: the run or stage it belongs to, out of which no link may lead.
+        errors: as of `open`.
+
+    Raises:
+        OSError: it cannot be read, leads out of `folder`, is no plain file (a pipe would be waited for without end),
+            or has more than `LARGEST` bytes.
+        UnicodeDecodeError: it is not UTF-8, and `errors` is "strict".
+    """
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise OSError(errno.EPERM, "it is a link that leads out of the run", str(path))
+    state = path.stat()
+    if not stat.S_ISREG(state.st_mode):
+        raise OSError(errno.EINVAL, "it is no plain file", str(path))
+    if state.st_size > LARGEST:
+        raise OSError(errno.EFBIG, f"it has {state.st_size:,} bytes", str(path))
+    return path.read_text(encoding="utf-8", errors=errors)
+
+
 def read_object(path: Path, say: Say) -> dict[str, Any] | None:
     """A JSON object; None, and a sentence, where the file is no such thing."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(text_of(path, path.parent))
     except OSError as error:
         say(f"{path.name}: cannot be read ({error.strerror})")
         return None
@@ -33,10 +62,13 @@ def read_object(path: Path, say: Say) -> dict[str, Any] | None:
     return found
 
 
-def read_lines(path: Path, say: Say) -> list[dict[str, Any]]:
-    """The JSON objects of a file of lines, those that cannot be read left out and counted."""
+def read_lines(path: Path, say: Say, *, folder: Path | None = None) -> list[dict[str, Any]]:
+    """The JSON objects of a file of lines, those that cannot be read left out and counted.
+
+    `folder` is the stage that the file belongs to; its own folder where it is not given.
+    """
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = text_of(path, path.parent if folder is None else folder, errors="replace")
     except OSError as error:
         say(f"{path.name}: cannot be read ({error.strerror})")
         return []

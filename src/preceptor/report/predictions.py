@@ -39,7 +39,7 @@ def _of_model(name: str, folder: Path, say: Say) -> Rows:
     if not _is_file(path):
         say(f"predictions/{name}.jsonl is missing, so that {name} is in no example")
         return []
-    rows = read_lines(path, lambda problem: say(f"predictions/{problem}"))
+    rows = read_lines(path, lambda problem: say(f"predictions/{problem}"), folder=folder.parent)
     if not rows and path.stat().st_size == 0:
         say(f"predictions/{name}.jsonl: is empty, so that {name} is in no example")
     whole = [{key: row[key] for key in FIELDS} for row in rows if _whole(row)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from preceptor.report.lines import Say, of_newer_format, read_lines, read_object
+from preceptor.report.lines import Say, of_newer_format, read_lines, read_object, text_of
 from preceptor.report.predictions import read_predictions
 from preceptor.report.records import checked
 from preceptor.report.scores_file import Scores, read_scores, scores_of_record
@@ -172,7 +172,7 @@ def _recipe(place: Place, say: Say) -> tuple[str | None, Mapping[str, Any]]:
             say("recipe.yaml: is missing, so that what the run was given is known from its stages alone")
         return None, {}
     try:
-        recipe = place.recipe.read_text(encoding="utf-8")
+        recipe = text_of(place.recipe, place.recipe.parent)
     except (OSError, ValueError):
         say("recipe.yaml: cannot be read as text, so that what the run was given is known from its stages alone")
         return None, {}
@@ -234,7 +234,7 @@ def _record(directory: Path, say: Say) -> tuple[Mapping[str, Any], Status]:
 def _cause(path: Path) -> str | None:
     """The last line of a traceback."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        lines = text_of(path, path.parent, errors="replace").strip().splitlines()
     except OSError:
         return None
     return lines[-1][:200] if lines else None

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from preceptor.recipe.yaml_text import parse_yaml
+from preceptor.report.lines import text_of
 from preceptor.report.values import cleaned
 
 SIGNS = ("stage.json", "started.json", "scores.json", "metrics.jsonl")
@@ -123,19 +123,26 @@ def is_stage(path: Path) -> bool:
 def _runs(path: Path, depth: int) -> Iterator[Place]:
     """`path` itself where stages lie in it, else the runs in its folders."""
     folders = sorted(each for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
+    out = [each for each in folders if each.is_symlink() and _leads_out(each, path) and is_stage(each)]
+    folders = [each for each in folders if each not in out]
     stages = tuple(each for each in folders if is_stage(each) and not _moved_aside(each))
+    linked = tuple(f"{each.name}: is a link that leads out of the run; left out" for each in out)
     recipe = path / "recipe.yaml"
     others = [each for each in folders if not is_stage(each) and not _is_report(each) and each.name not in _INSIDE]
     if stages and recipe.is_file():
         why = "has no stage.json and no started.json, so it is no stage; left out"
-        problems = tuple(f"{each.name}: {why}" for each in others)
+        problems = (*linked, *(f"{each.name}: {why}" for each in others))
         yield Place(path.name or path.resolve().name, str(path), stages, recipe, problems)
         return
-    if stages:
-        yield Place(path.name or path.resolve().name, str(path), stages)
+    if stages or linked:
+        yield Place(path.name or path.resolve().name, str(path), stages, problems=linked)
     if depth > 1:
         for each in others:
             yield from _runs(each, depth - 1)
+
+
+def _leads_out(link: Path, folder: Path) -> bool:
+    return not link.resolve().is_relative_to(folder.resolve())
 
 
 def _is_report(path: Path) -> bool:
@@ -155,7 +162,7 @@ def _record(path: Path) -> Mapping[str, Any]:
     """What a stage says of itself, as far as it can be read here; what is wrong with it is said elsewhere."""
     for name in ("stage.json", "started.json"):
         try:
-            value = json.loads((path / name).read_text(encoding="utf-8"))
+            value = json.loads(text_of(path / name, path))
         except (OSError, ValueError, RecursionError):
             continue
         if isinstance(value, dict):
@@ -209,8 +216,9 @@ def _recipe_key(place: Place) -> str | None:
 def recipe_value(path: Path) -> Mapping[str, Any]:
     """A recipe.yaml as a mapping that has `stages`; empty where it cannot be read as one."""
     try:
-        value = cleaned(yaml.safe_load(path.read_text(encoding="utf-8")), set())
-    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
+        # Not a plain safe loader, which unfolds a page of aliases to more values than there is memory for.
+        value = cleaned(parse_yaml(text_of(path, path.parent), path.name)[0], set())
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}
     return value if isinstance(value, dict) and isinstance(value.get("stages"), dict) else {}
 

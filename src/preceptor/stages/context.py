@@ -52,6 +52,18 @@ class StageContext:
             changes["path"] = str(self._of(source) / ("store" if isinstance(stage, StoreStage) else "model"))
         return spec.model_copy(update=changes)
 
+    def name_of(self, spec: ModelSpec) -> str:
+        """What files that leave this machine call a model without an adapter: the recipe's word for it.
+
+        A stage's model is named from the folder that has the run directories, `runs/RUN/STAGE/model`: it is found there
+        from that folder, wherever it has been moved to. An absolute path would be found nowhere else.
+        """
+        source = stage_of(spec.path)
+        if source is None:
+            return spec.path
+        folder = self._of(source) / "model"
+        return folder.relative_to(folder.parents[3]).as_posix()
+
     def resolve_dataset(self, name: str) -> DatasetSpec:
         """The dataset `name` (or `stage:NAME`, the rows that stage wrote) with paths that can be opened.
 

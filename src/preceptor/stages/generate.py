@@ -59,7 +59,7 @@ def execute(spec: GenerateStage, context: StageContext) -> dict[str, Any]:
     stop = stop_tokens(model, tokenizer)
     # Same file only for the same rows: the batch size may change between attempts, these things may not.
     what = [spec.model_dump(mode="json", exclude={"batch_size"}), context.seed, len(prompts)]
-    kept: Kept[int] = Kept(context.directory / PARTIAL, {"rows": sha256_json(what)})
+    kept: Kept[int] = Kept(context.directory / PARTIAL, {"rows": sha256_json(what)}, _is_row)
     done = kept.results
     if done:
         context.log(f"{context.name}: goes on after {len(done):,} of {len(prompts):,} rows")
@@ -138,6 +138,14 @@ def _prompts(
         left_out = spec.rows - len(prompts)
         context.log(f"{context.name}: {left_out:,} prompts longer than {context_length} tokens are left out")
     return prompts
+
+
+def _is_row(key: Any, row: Any) -> bool:
+    """Whether a line of the partial file holds what `_row` makes."""
+    if type(key) is not int or not isinstance(row, dict):
+        return False
+    told = isinstance(row.get("text"), str) or isinstance(row.get("messages"), list)
+    return told and isinstance(row.get("finished"), bool) and type(row.get("tokens")) is int
 
 
 def _row(prompt: _Prompt, sampled: Sampled, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def _texts(spec: TrainTokenizerSpec, context: StageContext, template: str) -> It
                     [list(row.messages)], chat_template=template, bos_token="", eos_token=""
                 )
                 yield rendered[0]
-            except TemplateError:
+            except Exception:  # the template refuses it, or its code stumbles over it
                 yield "\n".join(message["content"] for message in row.messages)
 
 

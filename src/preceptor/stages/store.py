@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -133,9 +134,14 @@ def _write(
     """Runs the teacher on this process's batches; returns how many seconds that took, loading left out."""
     store = _stores(spec, context, tokenizer, writer)
     progress = Progress(context.name, sum(map(_targets, batches)), context.log, unit="targets")
-    for batch in batches:
-        store(batch)
-        progress(_targets(batch))
+    try:
+        for batch in batches:
+            store(batch)
+            progress(_targets(batch))
+    except RuntimeError:  # of a served teacher that has gone away: what it has said need not be asked again
+        with suppress(OSError):
+            writer.flush()
+        raise
     writer.flush()
     return time.monotonic() - progress.started
 
@@ -150,11 +156,13 @@ def _stores(
         assert isinstance(pad_token_id, int)
         return lambda rows: store_batch(teacher, rows, mode, writer, seed=context.seed, pad_token_id=pad_token_id)
     assert isinstance(mode, TopMode)
-    served = _served(spec.teacher, f"stages.{context.name}.teacher")
+    served = _served(
+        spec.teacher, f"stages.{context.name}.teacher", lambda line: context.log(f"{context.name}: {line}")
+    )
     return lambda rows: served.store(rows, mode, writer, lambda token: str(tokenizer.decode([token])))
 
 
-def _served(spec: EndpointSpec, where: str) -> ServedTeacher:
+def _served(spec: EndpointSpec, where: str, log: Callable[[str], None]) -> ServedTeacher:
     url, key = access_of(spec, f"{where}.")
     return ServedTeacher(
         url,
@@ -164,6 +172,7 @@ def _served(spec: EndpointSpec, where: str) -> ServedTeacher:
         timeout=spec.timeout,
         retries=spec.retries,
         concurrency=spec.concurrency,
+        log=log,
     )
 
 

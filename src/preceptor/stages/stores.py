@@ -105,6 +105,9 @@ def check_stored(stage: DistillStage, context: StageContext) -> None:
         folder = stored_at(model, context)
         if folder is None or not folder.exists():
             continue
+        own = stored_by(model, context.recipe.stages) is not None
+        if own and not (folder / MANIFEST).exists() and not (folder.parent / "stage.json").exists():
+            continue  # a stage of this recipe has begun it, and goes on first
         where = "" if len(key) == 1 else f"{'.'.join(map(str, key))}: "
         try:
             manifest = read_manifest(folder)
@@ -112,7 +115,7 @@ def check_stored(stage: DistillStage, context: StageContext) -> None:
         except InputError as error:
             errors.append(f"{where}{error}")
             continue
-        if stored_by(model, context.recipe.stages) is not None:
+        if own:
             continue  # the recipe has been checked
         for unused in unused_keys(model):
             errors.append(f"{where}{unused} is of no use to {model.path!r}, which is stored; remove it")

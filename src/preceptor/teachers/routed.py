@@ -85,7 +85,7 @@ class RoutedTeacher:
 
     def __call__(self, batch: TokenBatch, needs: Needs) -> Signal:
         """One part for each teacher that has rows in `batch`."""
-        return teach(batch, needs, lambda route: self._table[route])
+        return teach(batch, needs, lambda route: self._table[route], self.route_names)
 
     def check_rows(self, rows: Iterable[EncodedRow]) -> None:
         """Makes sure that stored teachers have those of `rows` that are theirs to teach; raises InputError."""

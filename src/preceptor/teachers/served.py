@@ -27,6 +27,7 @@ from preceptor.teachers.store_writer import StoredRow
 
 _WORDS = 300  # characters of the server's own words in a message
 _LONGEST_PAUSE = 30.0
+_SAY_SECONDS = 10.0  # between two lines about attempts that failed
 # The least mass the rest can have: log-probabilities are rounded by the server, and where the kept mass reaches 1 only
 # rounding is left of the rest. About what float32 can tell from 1.
 _LEAST_REST = 1e-7
@@ -47,6 +48,7 @@ class ServedTeacher:
         timeout: seconds one request may take.
         retries: further attempts after 429, 5xx, a time-out or a lost connection.
         concurrency: requests under way at once.
+        log: takes a line about attempts that failed, one at a time every so often.
 
     Raises:
         InputError: for an address that is not http or https, or a key that no header can hold.
@@ -60,8 +62,9 @@ class ServedTeacher:
         key: str | None = None,
         hide: Callable[[str], str] | None = None,
         timeout: float = 120.0,
-        retries: int = 6,
+        retries: int = 12,
         concurrency: int = 8,
+        log: Callable[[str], None] = lambda line: None,
     ) -> None:
         if not endpoint.startswith(("http://", "https://")):
             raise InputError(f"teacher: the endpoint {shown(endpoint)} is no address; write http://HOST:PORT/v1")
@@ -73,7 +76,9 @@ class ServedTeacher:
         self.url = f"{endpoint.rstrip('/')}/completions"
         self.model, self.concurrency = model, concurrency
         self._key, self._timeout, self._retries = key, timeout, retries
-        self._hide = hide
+        self._hide, self._log = hide, log
+        self._told = -math.inf
+        self._met = False
         self._compared, self._differing = (
             0,
             0,
@@ -106,9 +111,14 @@ class ServedTeacher:
     def _ask(self, ids: list[int], k: int) -> list[dict[str, Any]]:
         """By position of the prompt, {token id: {"logprob", "decoded_token", …}}; nothing at the first."""
         body = {"model": self.model, "prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": k}
+        last = ""
         for attempt in range(self._retries + 1):
             if attempt:
-                time.sleep(min(2.0 ** (attempt - 1), _LONGEST_PAUSE))
+                pause = min(2.0 ** (attempt - 1), _LONGEST_PAUSE)
+                if time.monotonic() - self._told >= _SAY_SECONDS:
+                    self._told = time.monotonic()
+                    self._log(f"{self.url}: {last}; attempt {attempt + 1} of {self._retries + 1} in {pause:,.0f} s")
+                time.sleep(pause)
             try:
                 reply = self._post(body)
             except urllib.error.HTTPError as error:
@@ -132,7 +142,13 @@ class ServedTeacher:
             except (OSError, http.client.HTTPException, ValueError) as error:
                 # No connection, a time-out, a reply that is cut short or no JSON.
                 last = self._masked(f"{type(error).__name__}: {error}")
+                if not self._met and isinstance(getattr(error, "reason", None), ConnectionRefusedError):
+                    raise InputError(
+                        f"teacher {self.model} at {self.url}: nobody is there ({last}); start the server, or set "
+                        "`endpoint` to the URL of one that runs"
+                    ) from None
             else:
+                self._met = True
                 return self._read(reply, len(ids))
         raise RuntimeError(f"teacher {self.model} at {self.url} does not answer ({last})")
 

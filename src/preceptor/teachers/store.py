@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from preceptor.errors import InputError, shown
 from preceptor.stored_signals import Stored
-from preceptor.teachers.store_files import Shard, check_files, read_manifest
-from preceptor.teachers.store_modes import mode_of
+from preceptor.teachers.store_files import Shard, check_files, manifest_mode, read_manifest
+from preceptor.teachers.store_modes import DamagedRowError
 
 Bytes = npt.NDArray[np.uint8]
 # Shards mapped at once: each holds a file descriptor, of which a process often has no more than 1,024.
@@ -51,13 +51,7 @@ class Store:
         self.folder = folder
         self.manifest = read_manifest(folder)
         check_files(folder, self.manifest, whole=verify)
-        self.mode = mode_of(
-            str(self.manifest["mode"]),
-            vocabulary=int(self.manifest["vocabulary"]),
-            temperature=float(self.manifest["temperature"]),
-            draws=self.manifest["draws"],
-            k=self.manifest["k"],
-        )
+        self.mode = manifest_mode(self.manifest)
         self._names = list(self.manifest["shards"])
         self._shard = lru_cache(_OPEN)(self._opened)
         keys = [np.array(self._shard(shard).keys[:, :8]) for shard in range(len(self._names))]
@@ -99,8 +93,26 @@ class Store:
         return [(int(self._shard_R[row]), int(self._row_R[row])) for row in rows]
 
     def read(self, places: Sequence[tuple[int, int]]) -> Stored:
-        """What the teacher said of the rows at `places`, in that order."""
-        return self.mode.unpack([self._shard(shard).row(row) for shard, row in places])
+        """What the teacher said of the rows at `places`, in that order.
+
+        Raises:
+            InputError: a row holds what no store writes: the id of a token that there is not, NaN, too few bytes.
+        """
+        try:
+            return self.mode.unpack([self._shard(shard).row(row) for shard, row in places])
+        except DamagedRowError as error:
+            whose = f"a row of those in {', '.join([*dict.fromkeys(self._names[shard] for shard, _ in places)][:3])}"
+            if error.number is not None:
+                shard, row = places[error.number]
+                whose = f"row {row + 1:,} of {self._names[shard]}"
+            raise InputError(
+                f"store {str(self.folder)!r}: {whose} is damaged ({error}); copy the store again, or write it anew"
+            ) from None
+
+    def count(self, place: tuple[int, int]) -> int:
+        """The number of target positions stored of a row."""
+        shard, row = place
+        return int(self._shard(shard).targets[row])
 
 
 def expect(folder: Path, manifest: Mapping[str, Any], expected: Mapping[str, Any], whose: str) -> None:

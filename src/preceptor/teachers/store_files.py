@@ -25,8 +25,8 @@ from safetensors.numpy import save
 from preceptor.errors import InputError, shown
 from preceptor.files import MANIFEST, STORE_FORMAT, json_text, sha256_file, sha256_json, write_atomic
 from preceptor.models.headers import read_header
-from preceptor.teachers.store_manifest import malformed
-from preceptor.teachers.store_modes import Mode
+from preceptor.teachers.store_manifest import SHARD, malformed
+from preceptor.teachers.store_modes import Mode, mode_of
 from preceptor.teachers.store_rows import DIGEST_BYTES, KEY_BYTES
 
 _COUNTED = ("format", "version", "rows", "target_positions", "bytes", "shards")
@@ -36,6 +36,7 @@ JOURNAL = ".journal"
 _MEND = "copy the store again, or write it anew"
 _ROW_BYTES = 8 + 4 + KEY_BYTES + DIGEST_BYTES  # offset, number of targets, key, digest
 _HEADER_BYTES = 1024  # at most, of a shard
+_LARGEST_MANIFEST = 1 << 28  # bytes: those of two million shards
 _PATIENCE = 600.0  # seconds after which even a small shard is written: no more than this is lost when a run is killed
 
 Identity = Mapping[str, Any]
@@ -52,13 +53,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     where, path = f"store {str(folder)!r}", folder / MANIFEST
     if not folder.is_dir():
         raise InputError(f"{where}: there is no such folder; give one that a `store` stage wrote")
-    if not path.is_file():
+    if path.is_file():
+        _check_inside(path, where)
+    else:
         if (folder.parent / "stage.json").is_file():  # to run a finished stage again would do nothing
             raise InputError(
                 f"{where}: has no {MANIFEST}, though its stage is finished; copy the store again, or write it anew "
                 f"with --redo {folder.parent.name}"
             )
         raise InputError(f"{where}: has no {MANIFEST}, so it is not finished or no store; run its stage to the end")
+    if (size := path.stat().st_size) > _LARGEST_MANIFEST:
+        raise InputError(f"{where}: its {MANIFEST} has {size:,} bytes, more than one of a store has; {_MEND}")
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
         known = manifest["format"] == STORE_FORMAT
@@ -71,9 +76,36 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{where}: is in format version {shown(manifest.get('version'))} and this preceptor reads version "
             f"{VERSION}; write it anew, or use the preceptor that wrote it"
         )
-    if (wrong := next(malformed(manifest), None)) is not None:
+    if (wrong := next(malformed(manifest), None) or _too_small(manifest)) is not None:
         raise InputError(f"{where}: its {MANIFEST} is damaged ({wrong}); {_MEND}")
     return manifest
+
+
+def _too_small(manifest: Mapping[str, Any]) -> str | None:
+    """The first shard whose bytes cannot hold the rows it is said to have, or None."""
+    least, _ = manifest_mode(manifest).bytes_per_target()
+    for name, facts in manifest["shards"].items():
+        rows, targets, size = (facts[key] for key in ("rows", "target_positions", "bytes"))
+        if size < rows * _ROW_BYTES + math.floor(least * targets):
+            return f"of shard {name} it says {rows:,} rows and {targets:,} target positions in {size:,} bytes"
+    return None
+
+
+def manifest_mode(manifest: Mapping[str, Any]) -> Mode:
+    """The mode of a store whose manifest has been checked."""
+    return mode_of(
+        manifest["mode"],
+        vocabulary=manifest["vocabulary"],
+        temperature=float(manifest["temperature"]),
+        draws=manifest.get("draws"),
+        k=manifest.get("k"),
+    )
+
+
+def _check_inside(path: Path, where: str) -> None:
+    """Refuses a link to a file outside the store: a stranger's store could name any file of this machine."""
+    if path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve()):
+        raise InputError(f"{where}: {path.name} is a link that leads out of the folder; copy the file itself there")
 
 
 def _no_number(name: str) -> None:
@@ -102,6 +134,7 @@ def check_files(folder: Path, manifest: Mapping[str, Any], *, whole: bool = True
         path = folder / name
         if not path.is_file():
             raise InputError(f"{where}: {name} is missing, though {MANIFEST} lists it; {_MEND}")
+        _check_inside(path, where)
         if (size := path.stat().st_size) != facts["bytes"]:
             what = "cut short" if size < facts["bytes"] else "too long"
             raise InputError(
@@ -136,6 +169,7 @@ class Shard:
         read_header(path, f"store {str(path.parent)!r}")
         try:
             self._map(path)
+            self._check()
         except (KeyError, TypeError, ValueError, AttributeError):
             raise InputError(f"store {str(path.parent)!r}: {path.name} is no shard of a store; {_MEND}") from None
 
@@ -153,6 +187,19 @@ class Shard:
         self._data, self._offsets = tensor("data", "u1"), tensor("offsets", "<i8")
         self.keys, self.digests = tensor("keys", "u1"), tensor("digests", "u1")
         self.targets = tensor("targets", "<i4")
+
+    def _check(self) -> None:
+        """Raises ValueError unless every row has a key, a digest, and bytes of its own inside the file."""
+        rows = len(self.targets)
+        shapes = [each.shape for each in (self._offsets, self.keys, self.digests, self._data)]
+        if shapes != [(rows + 1,), (rows, KEY_BYTES), (rows, DIGEST_BYTES), (len(self._data),)]:
+            raise ValueError(f"tensors of shapes {shapes} for {rows} rows")
+        # Compared, not subtracted: a difference of two 64-bit numbers may be anything.
+        ordered = bool((self._offsets[1:] >= self._offsets[:-1]).all())
+        if (self._offsets[0], self._offsets[-1]) != (0, len(self._data)) or not ordered:
+            raise ValueError("rows outside the file")
+        if rows and int(self.targets.min()) < 0:
+            raise ValueError("a negative number of target positions")
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -294,7 +341,7 @@ def _known(folder: Path) -> dict[str, set[str]]:
 def _journal(path: Path) -> dict[str, str]:
     try:
         return {str(name): str(digest) for name, digest in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}  # absent, or damaged: its shards are written again
 
 
@@ -314,7 +361,7 @@ def _facts(sha256: str, size: int, rows: int, targets: int) -> dict[str, Any]:
 
 
 def _shards(folder: Path) -> set[Path]:
-    return {path for path in folder.glob(f"[0-9]*-[0-9]*{SUFFIX}") if path.is_file()}
+    return {path for path in folder.glob(f"[0-9]*-[0-9]*{SUFFIX}") if SHARD.fullmatch(path.name) and path.is_file()}
 
 
 def rows_of(folder: Path, names: Iterable[str]) -> set[tuple[bytes, bytes]]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from preceptor.errors import shown
 
-_SHARD = re.compile(r"[0-9]+-[0-9]+\.safetensors")
+SHARD = re.compile(r"[0-9]{1,20}-[0-9]{1,20}\.safetensors")
+"""What a shard is called: a file in the store's own folder."""
 _COUNTS = ("rows", "target_positions", "bytes")
+_MOST_COUNTED = 2**60  # rows, positions or bytes
+_MOST_TOKENS = 2**31 - 1  # ids are stored as int32
 
 
 def malformed(manifest: Mapping[str, Any]) -> Iterator[str]:
@@ -22,7 +24,7 @@ def malformed(manifest: Mapping[str, Any]) -> Iterator[str]:
         if not good(value):
             yield f"{path} is {shown(value)}"
     for key, mode in (("draws", "sample"), ("k", "topk")):
-        if manifest.get("mode") == mode and not _whole(manifest.get(key), 1):
+        if manifest.get("mode") == mode and not _whole(manifest.get(key), 1, _MOST_TOKENS):
             yield f"{key} is {shown(manifest.get(key))}"
     shards = manifest.get("shards")
     if not isinstance(shards, Mapping) or not shards:
@@ -30,8 +32,8 @@ def malformed(manifest: Mapping[str, Any]) -> Iterator[str]:
         return
     for name, facts in shards.items():
         said = facts if isinstance(facts, Mapping) else {}
-        counted = all(_whole(said.get(key), 0) for key in _COUNTS)
-        if not _SHARD.fullmatch(name) or not counted or not isinstance(said.get("sha256"), str):
+        counted = all(_whole(said.get(key), 0, _MOST_COUNTED) for key in _COUNTS)
+        if not SHARD.fullmatch(name) or not counted or not isinstance(said.get("sha256"), str):
             yield f"of shard {shown(name)} it says {shown(facts)}"
             return
     for key in _COUNTS:
@@ -40,8 +42,8 @@ def malformed(manifest: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key} is {shown(manifest.get(key))}, and the shards have {total:,}"
 
 
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _whole(value: Any, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
 
 
 def _text(value: Any) -> bool:
@@ -49,7 +51,8 @@ def _text(value: Any) -> bool:
 
 
 def _temperature(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    # 1e100 before float(): a whole number of a thousand digits is none.
+    return type(value) in (int, float) and 0 < value <= 1e100
 
 
 def _names(value: Any) -> bool:
@@ -59,12 +62,12 @@ def _names(value: Any) -> bool:
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     "mode": lambda value: value in ("sample", "topk", "full"),
     "temperature": _temperature,
-    "vocabulary": lambda value: _whole(value, 2),
-    "max_length": lambda value: _whole(value, 1),
+    "vocabulary": lambda value: _whole(value, 2, _MOST_TOKENS),
+    "max_length": lambda value: _whole(value, 1, _MOST_TOKENS),
     "data": _names,
     "teacher.model": _text,
     "teacher.sha256": _text,
-    "tokenizer.tokens": lambda value: _whole(value, 1),
+    "tokenizer.tokens": lambda value: _whole(value, 1, _MOST_TOKENS),
     "tokenizer.sha256": _text,
     "template.text": _text,
     "template.sha256": _text,

@@ -10,6 +10,7 @@ ids take as many bits as the vocabulary needs, not 16 or 32.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,16 @@ from preceptor.stored_signals import SampledTokens, Stored, TopTokens, WholeDist
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
 _LOWEST = -65504.0  # the smallest float16
+_HIGHEST = 0.01  # of a log-probability: rounding may leave it above 0
+_HIGHEST_BITS = int(np.float16(_HIGHEST).view(np.int16))
+
+
+class DamagedRowError(ValueError):
+    """What a row's bytes say cannot be: `number` of those that were unpacked, and why."""
+
+    def __init__(self, why: str, number: int | None = None) -> None:
+        super().__init__(why)
+        self.number = number
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,11 @@ class Mode(ABC):
 
     @abstractmethod
     def unpack(self, rows: Sequence[tuple[Bytes, int]]) -> Stored:
-        """Rows, each its bytes and its number of target positions, behind one another."""
+        """Rows, each its bytes and its number of target positions, behind one another.
+
+        Raises:
+            DamagedRowError: for bytes that `pack` does not make, such as the id of a token that there is not.
+        """
 
     @abstractmethod
     def bytes_per_target(self) -> tuple[float, float]:
@@ -61,6 +76,15 @@ class Mode(ABC):
     def bits(self) -> int:
         """Of one token id."""
         return max(1, (self.vocabulary - 1).bit_length())
+
+    def _ids(self, data: Bytes, count: int, number: int) -> Array:
+        """The ids of row `number`, which fill `data`: int64 [count]. Raises DamagedRowError."""
+        if len(data) != -(-count * self.bits // 8):
+            raise DamagedRowError(f"{len(data):,} bytes are not those of its {count:,} token ids", number)
+        ids = _unpack_ids(data, count, self.bits)
+        if count and (largest := int(ids.max())) >= self.vocabulary:
+            raise DamagedRowError(f"it names token {largest:,} of {self.vocabulary:,}", number)
+        return ids
 
 
 @dataclass(frozen=True)
@@ -88,23 +112,29 @@ class SampleMode(Mode):
         return entropy_T.astype("<f2").tobytes() + runs + _pack_ids(tokens_TD[other_TD], self.bits)
 
     def unpack(self, rows: Sequence[tuple[Bytes, int]]) -> SampledTokens:
-        entropies, runs, ids = [], [], []
+        entropies: list[Array] = []
+        runs: list[Array] = []
+        ids: list[Array] = []
         for data, T in rows:
             size = T * (self.draws - 1)
             first, second = 2 * T, 2 * T + -(-size // 8)
+            if second > len(data):  # before anything is made of a size that a stranger wrote
+                raise DamagedRowError(f"{len(data):,} bytes are too few for its {T:,} target positions", len(runs))
             other_Td = np.unpackbits(data[first:second], count=size).reshape(T, self.draws - 1)
             entropies.append(data[:first].view("<f2"))
             runs.append(other_Td)
-            ids.append(_unpack_ids(data[second:], T + int(np.count_nonzero(other_Td)), self.bits))
+            ids.append(self._ids(data[second:], T + int(np.count_nonzero(other_Td)), len(ids)))
         other_Nd = np.concatenate(runs)
         other_ND = np.ones((len(other_Nd), self.draws), dtype=np.uint8)
         other_ND[:, 1:] = other_Nd
         starts = np.flatnonzero(other_ND)
+        entropy_N = torch.from_numpy(np.concatenate(entropies).astype(np.float32))
+        _check_range(entropy_N, 0.0, -_LOWEST, "an entropy")
         return sampled(
             torch.from_numpy(np.diff(starts, append=other_ND.size)),
             torch.from_numpy(np.concatenate(ids)),
             torch.from_numpy(other_ND.sum(1, dtype=np.int64)),
-            torch.from_numpy(np.concatenate(entropies).astype(np.float32)),
+            entropy_N,
             temperature=self.temperature,
             vocabulary=self.vocabulary,
         )
@@ -138,18 +168,23 @@ class TopMode(Mode):
         return numbers + _pack_ids(tokens_TK.ravel(), self.bits)
 
     def unpack(self, rows: Sequence[tuple[Bytes, int]]) -> TopTokens:
-        K, tails, log_probs, ids = self.kept, [], [], []
+        K = self.kept
+        tails: list[Array] = []
+        log_probs: list[Array] = []
+        ids: list[Array] = []
         for data, T in rows:
             first, second = 4 * T, 4 * T + 2 * T * K
+            if second > len(data):
+                raise DamagedRowError(f"{len(data):,} bytes are too few for its {T:,} target positions", len(ids))
             tails.append(data[:first].view("<f4"))
             log_probs.append(data[first:second].view("<f2").reshape(T, K))
-            ids.append(_unpack_ids(data[second:], T * K, self.bits).reshape(T, K))
+            ids.append(self._ids(data[second:], T * K, len(ids)).reshape(T, K))
+        log_prob_NK = torch.from_numpy(np.concatenate(log_probs).astype(np.float32))
+        log_tail_N = torch.from_numpy(np.concatenate(tails).astype(np.float32))
+        _check_range(log_prob_NK, _LOWEST, _HIGHEST, "a log-probability")
+        _check_range(log_tail_N, -math.inf, _HIGHEST, "the logarithm of the rest's mass")
         return TopTokens(
-            torch.from_numpy(np.concatenate(ids)),
-            torch.from_numpy(np.concatenate(log_probs).astype(np.float32)),
-            torch.from_numpy(np.concatenate(tails).astype(np.float32)),
-            self.temperature,
-            self.vocabulary,
+            torch.from_numpy(np.concatenate(ids)), log_prob_NK, log_tail_N, self.temperature, self.vocabulary
         )
 
     def bytes_per_target(self) -> tuple[float, float]:
@@ -169,8 +204,18 @@ class FullMode(Mode):
 
     def unpack(self, rows: Sequence[tuple[Bytes, int]]) -> WholeDistributions:
         # Concatenated even if alone: the bytes on disk are not ours to share.
+        for number, (data, T) in enumerate(rows):
+            if len(data) != 2 * T * self.vocabulary:
+                raise DamagedRowError(f"{len(data):,} bytes are not those of its {T:,} target positions", number)
         log_probs = np.concatenate([data.view("<f2").reshape(T, self.vocabulary) for data, T in rows])
-        return WholeDistributions(torch.from_numpy(log_probs.astype(np.float16, copy=False)), self.temperature)
+        log_prob_NV = log_probs.astype(np.float16, copy=False)
+        # The bits of float16 are ordered: as whole numbers they are compared four times as fast. Beyond 0xfbff, that of
+        # the smallest, are minus infinity and negative NaN; with the sign they are below 0, and what is positive last.
+        if log_prob_NV.size and (
+            log_prob_NV.view(np.uint16).max() > 0xFBFF or log_prob_NV.view(np.int16).max() > _HIGHEST_BITS
+        ):
+            _check_range(torch.from_numpy(log_prob_NV), _LOWEST, _HIGHEST, "a log-probability")
+        return WholeDistributions(torch.from_numpy(log_prob_NV), self.temperature)
 
     def bytes_per_target(self) -> tuple[float, float]:
         return 2.0 * self.vocabulary, 2.0 * self.vocabulary
@@ -186,6 +231,15 @@ def mode_of(name: str, *, vocabulary: int, temperature: float, draws: int | None
         return TopMode(vocabulary, temperature, k)
     assert name == "full"
     return FullMode(vocabulary, temperature)
+
+
+def _check_range(values: Tensor, least: float, most: float, what: str) -> None:
+    """Raises DamagedRowError where a value is outside, or not a number."""
+    if values.numel() == 0:
+        return
+    low, high = (float(each) for each in torch.aminmax(values))  # NaN where there is one
+    if not (least <= low and high <= most):
+        raise DamagedRowError(f"{what} is {low if not least <= low else high:g}")
 
 
 def _pack_ids(ids: Array, bits: int) -> bytes:

@@ -93,11 +93,17 @@ class StoredTeacher:
         ids = ", ".join(map(str, segment.ids[:8]))
         more = ", …" if len(segment.ids) > 8 else ""
         where = f"a row of {len(segment.ids)} tokens ({ids}{more})"
-        return self._find(where, row_key(segment.ids), target_digest(segment.positions))
+        return self._find(where, segment.ids, segment.positions)
 
-    def _find(self, where: str, key: bytes, digest: bytes) -> tuple[int, int]:
-        place = self.store.find(key, digest)
+    def _find(self, where: str, ids: npt.NDArray[np.integer], positions: npt.NDArray[np.integer]) -> tuple[int, int]:
+        key = row_key(ids)
+        place = self.store.find(key, target_digest(positions))
         if place is not None:
+            if (count := self.store.count(place)) != len(positions):
+                raise InputError(
+                    f"{self.name}: {where} has {len(positions):,} targets, and the store {str(self.store.folder)!r} "
+                    f"holds {count:,} of it, so it is damaged; copy it again, or write it anew"
+                )
             return place
         folder = str(self.store.folder)
         if self.store.knows(key):
@@ -116,7 +122,7 @@ class StoredTeacher:
         for row in rows:
             positions = np.flatnonzero(row.is_target[1:])
             where = f"{row.origin} ({len(row)} tokens)"
-            self._find(where, row_key(row.input_ids), target_digest(positions))
+            self._find(where, row.input_ids, positions)
 
     @property
     def sharded(self) -> bool:

@@ -20,21 +20,8 @@ from preceptor.data.chat import (
 )
 from preceptor.data.rows import Row
 from preceptor.errors import InputError
+from toy_tokenizers import CHATML, MARKED, PLAIN
 
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-MARKED = (
-    "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"
-    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{% endgeneration %}{{ eos_token + '\\n' }}"
-    "{% else %}{{ m['content'] + '<|im_end|>\\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-PLAIN = (  # writes no end-of-sequence token at all
-    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] | trim + '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
-)
 FORGETS = (  # keeps the thought of the last answer only, as reasoning models do
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ '<|im_start|>' }}"
     "{{ m['content'] if loop.last else m['content'].split('##')[-1] }}{{ eos_token }}"

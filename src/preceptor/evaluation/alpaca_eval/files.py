@@ -141,7 +141,7 @@ def read_annotations(path: str | Path, *, where: str = "") -> list[Annotation]:
     rows: dict[str, str] = {}
     for row in read_json_list(Path(path), _ANNOTATIONS, where=where):
         instruction = _instruction(row, rows)
-        annotator = row.fields.get("annotator")
+        annotator = row.value("annotator") if "annotator" in row.fields else None
         each = Annotation(
             instruction,
             row.text("output_1"),

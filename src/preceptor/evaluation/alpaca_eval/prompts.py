@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ RANKED = ("model_1", "model_2")
 """What the two models are called in a prompt whose answer is a ranking, and (`TOKENS`) is one token."""
 TOKENS = ("m", "M")
 _FIELD = re.compile(r"\{(" + "|".join(PLACEHOLDERS) + r")\}")
+_LONGEST = 10_000
+"""Characters of an answer in which a ranking is looked for: that of two models takes a hundred."""
 _START, _END = "<|im_start|>", "<|im_end|>"
 _ROLES = ("system", "user", "assistant")
 
@@ -86,14 +89,18 @@ def parse_ranking(completion: str) -> float | None:
     `model_1` counts, as in the official parser. Text around the list (a judge's Markdown fence) is passed over.
     """
     start, end = completion.find("["), completion.rfind("]")
+    if not 0 <= start < end < start + _LONGEST:
+        return None
     try:
-        ranking = ast.literal_eval(completion[start : end + 1]) if 0 <= start < end else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python's grammar, which are nobody's business here
+            ranking = ast.literal_eval(completion[start : end + 1])
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None
     for each in ranking if isinstance(ranking, list) else ():
         if isinstance(each, dict) and each.get("model") == RANKED[0]:
             rank = each.get("rank")
-            return float(rank) if rank in (1, 2) and not isinstance(rank, bool) else None
+            return float(rank) if type(rank) in (int, float) and rank in (1, 2) else None
     return None
 
 

@@ -7,12 +7,13 @@ checked when it is read: a missing answer is noticed before the first judgment i
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from preceptor.errors import InputError, shown
 from preceptor.evaluation.json_files import Row, listed, read_jsonl
@@ -39,8 +40,9 @@ _JUDGMENTS = (
     'give an official model_judgment file of single answer grading, rows of {"question_id", "model", "judge", '
     '"user_prompt", "judgment", "score", "turn", "tstamp"}'
 )
-_SCORE = re.compile(r"\[\[(\d+\.?\d*)\]\]")
-_SCORE_BACKUP = re.compile(r"\[(\d+\.?\d*)\]")
+# The official patterns, written so that no digit can be matched in two ways: an endless number takes no endless time.
+_SCORE = re.compile(r"\[\[(\d+(?:\.\d*)?)\]\]")
+_SCORE_BACKUP = re.compile(r"\[(\d+(?:\.\d*)?)\]")
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,11 @@ class Judgment:
 def parse_score(judgment: str) -> float:
     """The grade in a judge's answer: the first number in double brackets, else in single ones, else −1.
 
-    A number off the scale is taken as it stands, as the official script does.
+    A number off the scale is taken as it stands, as the official script does; one too large for a float is none.
     """
     found = _SCORE.search(judgment) or _SCORE_BACKUP.search(judgment)
-    return float(found.group(1)) if found else FAILED
+    score = float(found.group(1)) if found else FAILED
+    return score if math.isfinite(score) else FAILED
 
 
 def on_scale(score: float) -> bool:
@@ -213,9 +216,7 @@ def _answers(path: Path, expected: str, where: str) -> dict[QuestionId, ModelAns
             row.refuse(f"`choices` is {shown(choices)} and must be a list of objects")
         turns = _texts(row, "choices[0].turns", choices[0].get("turns"), empty=True)
         model, answer, stamp = (row.fields.get(key) for key in ("model_id", "answer_id", "tstamp"))
-        found[question_id] = ModelAnswer(
-            question_id, turns, str(model or ""), str(answer or ""), stamp if isinstance(stamp, int | float) else 0.0
-        )
+        found[question_id] = ModelAnswer(question_id, turns, str(model or ""), str(answer or ""), _stamp(stamp))
     return found
 
 
@@ -232,8 +233,7 @@ def _judgment(row: Row) -> Judgment:
     if isinstance(score, bool) or not isinstance(score, int | float):
         row.refuse(f"`score` is {shown(score)} and must be a number from 1 to 10, or -1 where the judge gave none")
     if score != FAILED and not on_scale(score) and parse_score(text) != score:
-        row.refuse(f"`score` is {score:g} and must be from 1 to 10, or -1 where the judge gave none")
-    stamp = row.fields.get("tstamp")
+        row.refuse(f"`score` is {shown(score)} and must be from 1 to 10, or -1 where the judge gave none")
     prompt = row.fields.get("user_prompt")
     return Judgment(
         question_id=_question_id(row),
@@ -242,9 +242,14 @@ def _judgment(row: Row) -> Judgment:
         user_prompt=prompt if isinstance(prompt, str) else "",
         judgment=text,
         score=float(score),
-        turn=turn,
-        tstamp=float(stamp) if isinstance(stamp, int | float) else 0.0,
+        turn=int(turn),
+        tstamp=_stamp(row.fields.get("tstamp")),
     )
+
+
+def _stamp(value: Any) -> float:
+    """A time in seconds since 1970, 0 where a file says none that can be."""
+    return float(value) if type(value) in (int, float) and 0 <= value <= 1e15 else 0.0
 
 
 def _question_id(row: Row) -> QuestionId:

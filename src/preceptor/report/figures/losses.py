@@ -10,7 +10,10 @@ from preceptor.report.figures.drawn import DrawnFigure, drawing, finish, new_fig
 from preceptor.report.figures.looks import Looks
 
 NAME = "losses"
-_LOGGED_BESIDE = {"loss", "eval_loss", "grad_norm", "learning_rate", "epoch", "step", "seconds", "skipped_steps"}
+_LOGGED_BESIDE = {
+    *("loss", "eval_loss", "grad_norm", "learning_rate", "epoch", "step", "seconds", "skipped_steps"),
+    "nonfinite_steps",
+}
 _COUNTS = ("tokens", "targets", "peak_memory", "rows")
 
 
