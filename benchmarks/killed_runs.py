@@ -12,8 +12,8 @@ from pathlib import Path
 
 import preceptor.report
 from preceptor.cli import main
-from preceptor.interrupts import SIGNALS
 from preceptor.recipe import load_recipe
+from preceptor.system.interrupts import SIGNALS
 from preceptor.teachers import store_files
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.errors import InputError
-from preceptor.files import verify_directory
-from preceptor.metrics import TIMING
+from preceptor.system.files import verify_directory
 from preceptor.teachers.store import Store
+from preceptor.training.metrics import TIMING
 
 _TIMES = {*TIMING, "written_per_second", "read_per_second", "started", "finished", "hardware", "versions"}
 _SHARDS = {"shards", "bytes", "bytes_per_target"}  # of a store, that begin where a process began

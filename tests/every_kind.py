@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from invariant import routed_recipes
 from invariant.recipes import SHAPE
 from judged import jsonl, prompt_rows, question_rows
-from preceptor.metrics import TIMING
+from preceptor.training.metrics import TIMING
 
 TRAINING = {**routed_recipes.TRAINING, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
 LETTERS = """\

@@ -16,7 +16,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from preceptor import live
+from preceptor.system import live
 
 _CODE = re.compile(r"\x1b\[([?\d;]*)([A-Za-z])")
 

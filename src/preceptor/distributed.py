@@ -21,7 +21,7 @@ from functools import cache
 from typing import Any, NoReturn, TypeVar
 
 from preceptor.errors import InputError
-from preceptor.interrupts import Interrupted
+from preceptor.system.interrupts import Interrupted
 
 T = TypeVar("T")
 

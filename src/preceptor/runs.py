@@ -27,9 +27,17 @@ import yaml
 
 from preceptor import __version__, distributed
 from preceptor.errors import InputError, InputErrors, RunFailed, did_you_mean
-from preceptor.exhausted import explained
-from preceptor.failures import ERROR_FILE, between_stages, stage_failed
-from preceptor.files import (
+from preceptor.recipe import Recipe
+from preceptor.recipe.sharding import needs_processes
+from preceptor.running.exhausted import explained
+from preceptor.running.failures import ERROR_FILE, between_stages, stage_failed
+from preceptor.running.identity import differences, stage_identities
+from preceptor.running.lock import RunLock
+from preceptor.running.network import only_what_is_named
+from preceptor.stages import TOGETHER, executor_of
+from preceptor.stages.ahead import check_ahead, check_together
+from preceptor.stages.context import StageContext, run_directory
+from preceptor.system.files import (
     MANIFEST,
     interrupted_writes,
     json_text,
@@ -39,17 +47,9 @@ from preceptor.files import (
     verify_directory,
     write_atomic,
 )
-from preceptor.hashes import Hashes
-from preceptor.identity import differences, stage_identities
-from preceptor.interrupts import Interrupted, listening
-from preceptor.links import refuse_links
-from preceptor.lock import RunLock
-from preceptor.network import only_what_is_named
-from preceptor.recipe import Recipe
-from preceptor.recipe.sharding import needs_processes
-from preceptor.stages import TOGETHER, executor_of
-from preceptor.stages.ahead import check_ahead, check_together
-from preceptor.stages.context import StageContext, run_directory
+from preceptor.system.hashes import Hashes
+from preceptor.system.interrupts import Interrupted, listening
+from preceptor.system.links import refuse_links
 
 Log = Callable[[str], None]
 

@@ -15,25 +15,25 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from preceptor.arguments import settle
-from preceptor.checkpoints import ASIDE, SaveLast, last_checkpoint, publish_checkpoint
 from preceptor.data.chat import Targets
 from preceptor.data.collator import Collator
 from preceptor.data.mixture import Mixture, MixtureSampler
-from preceptor.engine_checks import check_engine, check_precision
 from preceptor.errors import InputError
-from preceptor.files import verify_directory, write_atomic
-from preceptor.finished import FinishedModels
-from preceptor.measuring import MeasuringTrainer
-from preceptor.metrics import StepMetrics
 from preceptor.models.compiled import compile_layers, compile_no_model, compile_options
 from preceptor.models.sharding import reshard
 from preceptor.models.taps import text_config
-from preceptor.nonfinite import NonFiniteSteps, scaled
 from preceptor.objective import Objective
 from preceptor.objective.terms import Term
 from preceptor.signals import Teacher, TokenBatch
-from preceptor.stopping import StoppableTrainer
+from preceptor.system.files import verify_directory, write_atomic
+from preceptor.training.arguments import settle
+from preceptor.training.checkpoints import ASIDE, SaveLast, last_checkpoint, publish_checkpoint
+from preceptor.training.engine_checks import check_engine, check_precision
+from preceptor.training.finished import FinishedModels
+from preceptor.training.measuring import MeasuringTrainer
+from preceptor.training.metrics import StepMetrics
+from preceptor.training.nonfinite import NonFiniteSteps, scaled
+from preceptor.training.stopping import StoppableTrainer
 
 METRICS_STATE = "metrics_state.json"
 

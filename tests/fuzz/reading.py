@@ -8,8 +8,8 @@ from pathlib import Path
 from preceptor.data.rows import ROLES, Row, read_rows
 from preceptor.data.split import filter_rows, hold_out
 from preceptor.errors import InputError
-from preceptor.files import json_text
 from preceptor.recipe import DatasetSpec
+from preceptor.system.files import json_text
 
 
 def read(file: Path) -> list[Row]:

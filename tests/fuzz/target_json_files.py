@@ -21,7 +21,7 @@ from preceptor.evaluation.mt_bench.files import (
 )
 from preceptor.evaluation.mt_bench.scores import Judged
 from preceptor.evaluation.mt_bench.scores import summarise as summarise_mt_bench
-from preceptor.files import json_text
+from preceptor.system.files import json_text
 
 QUESTIONS = [Question(81, "writing", ("Write.", "Again.")), Question(111, "math", ("1+1?", "And 2+2?"))]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import toy_runs
 from fuzz.scaffold import Target
-from preceptor.files import json_text
 from preceptor.report.page import render
 from preceptor.report.read import named_apart, read_run
 from preceptor.report.sources import places
 from preceptor.report.summary import summarise
+from preceptor.system.files import json_text
 
 FILES = (
     "scores/scores.json",

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from interop import recipes, shop
-from preceptor.checkpoints import checkpoint_steps
 from preceptor.models.load import load_model
 from preceptor.recipe import ModelSpec
+from preceptor.training.checkpoints import checkpoint_steps
 
 IDS = [[1, 9, 10, 12, 20, 8, 15], [1, 30, 5, 7, 22, 11, 2]]
 CHAT = [shop.turn("user", "what costs tea?")]

@@ -20,9 +20,9 @@ from invariant import routed, steps, trainers
 from preceptor import Attention, Logits, ModelTeacher, NextToken, Objective, RoutedTeacher
 from preceptor.data.chat import EncodedRow
 from preceptor.data.collator import Collator
-from preceptor.engine_checks import wants_fsdp
 from preceptor.models.sharding import shard, whole_state
 from preceptor.trainer import DistillationTrainer
+from preceptor.training.engine_checks import wants_fsdp
 
 CPU = torch.device("cpu")
 SGD: dict[str, Any] = {**steps.SGD, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}

@@ -13,8 +13,8 @@ from transformers import set_seed
 
 import preceptor
 from invariant.recipes import TRAINING, recipe
-from preceptor.metrics import TIMING
 from preceptor.trainer import DistillationTrainer
+from preceptor.training.metrics import TIMING
 
 
 def trained(folder: Path, name: str, **training: Any) -> tuple[bytes, list[dict[str, Any]]]:

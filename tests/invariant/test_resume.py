@@ -16,11 +16,11 @@ import torch
 import preceptor
 from invariant.recipes import MICRO, recipe
 from invariant.trainers import Stop, StopAt, trainer, weights
-from preceptor.checkpoints import ASIDE, checkpoint_steps, last_checkpoint
 from preceptor.errors import InputError, RunFailed
-from preceptor.files import MANIFEST
-from preceptor.metrics import TIMING
+from preceptor.system.files import MANIFEST
 from preceptor.trainer import DistillationTrainer
+from preceptor.training.checkpoints import ASIDE, checkpoint_steps, last_checkpoint
+from preceptor.training.metrics import TIMING
 
 # --- a recipe ---------------------------------------------------------------------------------------------------
 
@@ -240,7 +240,7 @@ def test_what_an_interrupted_write_left_is_ignored(tmp_path: Path, monkeypatch: 
     def full(*_: Any) -> None:
         raise Stop
 
-    monkeypatch.setattr("preceptor.checkpoints.publish_directory", full)
+    monkeypatch.setattr("preceptor.training.checkpoints.publish_directory", full)
     with pytest.raises(Stop):
         trainer(tmp_path).train()
     monkeypatch.undo()

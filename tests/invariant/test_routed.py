@@ -13,9 +13,9 @@ import torch
 import toys
 from invariant import routed, steps
 from invariant.ranks import on_two_ranks, whole
-from preceptor.metrics import TIMING
 from preceptor.signals import TokenBatch
 from preceptor.teachers import ModelTeacher, RoutedTeacher
+from preceptor.training.metrics import TIMING
 
 expected = cache(routed.by_brute_force)
 alone = cache(routed.adapters_alone)

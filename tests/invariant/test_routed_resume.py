@@ -14,8 +14,8 @@ import preceptor
 from invariant import routed_recipes
 from invariant.test_resume import lines, quiet, same_checkpoint, stop_before
 from invariant.trainers import Stop
-from preceptor.checkpoints import checkpoint_steps
 from preceptor.errors import RunFailed
+from preceptor.training.checkpoints import checkpoint_steps
 
 # 3 steps of 2 micro-batches in each of 2 epochs.
 TRAINING = {

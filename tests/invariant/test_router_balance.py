@@ -21,7 +21,7 @@ from invariant.ranks import on_two_ranks, whole
 from invariant.trainers import Stop, StopAt, trainer, weights
 from oracle import routers
 from preceptor import NextToken, RouterBalance
-from preceptor.metrics import TIMING
+from preceptor.training.metrics import TIMING
 
 
 @cache

@@ -15,7 +15,7 @@ from invariant.ranks import on_two_ranks
 from invariant.ranks import whole as all_weights
 from invariant.test_routed import same_adapters
 from oracle import brute
-from preceptor.files import verify_directory
+from preceptor.system.files import verify_directory
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 import preceptor
 from invariant.recipes import document
 from preceptor.distributed import launch_arguments
-from preceptor.files import verify_directory
 from preceptor.recipe import load_recipe
+from preceptor.system.files import verify_directory
 
 SMALL = {"per_device_train_batch_size": 2, "use_cpu": True, "logging_steps": 1, "save_strategy": "no"}
 TOGETHER: dict[str, Any] = {"rows_per_step": 8, "max_length": 96, "rows": 16}

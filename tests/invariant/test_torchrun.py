@@ -14,10 +14,10 @@ import pytest
 import preceptor
 from invariant.recipes import MICRO, document
 from invariant.test_resume import quiet, stop_before
-from preceptor.checkpoints import checkpoint_steps
 from preceptor.distributed import launch_arguments
-from preceptor.files import verify_directory
 from preceptor.recipe import load_recipe
+from preceptor.system.files import verify_directory
+from preceptor.training.checkpoints import checkpoint_steps
 
 MORE = {
     "stories": {"kind": "generate", "model": "stage:kd", "rows": 6, "max_new_tokens": 8},

@@ -13,7 +13,7 @@ from invariant import steps, trainer_ranks
 from invariant.ranks import on_two_ranks
 from invariant.test_one_process import expected, make_trainer
 from invariant.trainers import trainer
-from preceptor.metrics import TIMING, MetricsFile
+from preceptor.training.metrics import TIMING, MetricsFile
 
 
 @pytest.fixture(scope="module")

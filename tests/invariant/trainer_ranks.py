@@ -13,12 +13,12 @@ import toys
 from invariant.test_one_process import make_trainer
 from invariant.trainers import trainer, weights
 from preceptor import Attention, Logits, ModelTeacher, distributed
-from preceptor.checkpoints import last_checkpoint
 from preceptor.distributed import from_main
 from preceptor.errors import InputError
-from preceptor.metrics import MetricsFile
 from preceptor.recipe import LoraSpec
 from preceptor.stages.build import add_lora
+from preceptor.training.checkpoints import last_checkpoint
+from preceptor.training.metrics import MetricsFile
 
 
 def on_rank(rank: int, folder: Path) -> None:

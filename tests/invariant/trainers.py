@@ -15,9 +15,9 @@ from preceptor import ModelTeacher, NextToken, Objective
 from preceptor.data.chat import EncodedRow
 from preceptor.data.collator import Collator
 from preceptor.data.mixture import Mixture
-from preceptor.metrics import MetricsFile
 from preceptor.objective import Term
 from preceptor.trainer import DistillationTrainer
+from preceptor.training.metrics import MetricsFile
 
 
 class Stop(RuntimeError):  # noqa: N818 - not an error

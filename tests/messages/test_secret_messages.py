@@ -11,7 +11,7 @@ import pytest
 from preceptor.cli import main
 from preceptor.errors import InputErrors
 from preceptor.recipe import load_recipe, parse_recipe
-from preceptor.secret_text import secret_in
+from preceptor.recipe.secret_text import secret_in
 
 TOLD = (
     ", which would be copied into files and messages; take it out, and name the environment variable that holds it "

@@ -12,11 +12,11 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from torch.testing._internal.two_tensor import TwoTensor
 
 import toys
-from preceptor.engine import EngineTrainer
-from preceptor.engine_checks import check_engine, check_plugin
 from preceptor.errors import InputError
 from preceptor.models.sharding import shard
 from preceptor.stages.build import check_training
+from preceptor.training.engine import EngineTrainer
+from preceptor.training.engine_checks import check_engine, check_plugin
 from refusals import check_refusal
 
 GOOD = """\

@@ -15,11 +15,11 @@ import toys
 from preceptor import NextToken, Objective
 from preceptor.data.chat import EncodedRow
 from preceptor.data.collator import Collator
-from preceptor.metrics import MetricsFile
-from preceptor.nonfinite import NonFiniteSteps
 from preceptor.objective import Term
 from preceptor.signals import Teacher
 from preceptor.trainer import DistillationTrainer
+from preceptor.training.metrics import MetricsFile
+from preceptor.training.nonfinite import NonFiniteSteps
 
 POISON = toys.VOCABULARY - 1
 PER_STEP = 4

@@ -14,7 +14,7 @@ import torch
 from transformers import TrainerCallback
 
 from invariant.trainers import trainer, weights
-from preceptor.interrupts import Interrupted, listening
+from preceptor.system.interrupts import Interrupted, listening
 
 
 class At(TrainerCallback):

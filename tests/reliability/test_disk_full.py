@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 import every_kind
 from endpoint_stub import StubEndpoint
 from preceptor.cli import main
-from preceptor.disk import DiskFull, full_disk
 from preceptor.errors import RunFailed
 from preceptor.evaluation.endpoint import Completion, Endpoint
-from preceptor.files import write_atomic
 from preceptor.recipe import EndpointSpec
+from preceptor.system.disk import DiskFull, full_disk
+from preceptor.system.files import write_atomic
 from small_disk import SmallDisk, small_disk
 
 PAGE = 4096

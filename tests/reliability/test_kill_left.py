@@ -15,11 +15,11 @@ import toys
 from invariant.recipes import document
 from invariant.test_resume import flip, quiet
 from invariant.trainers import trainer
-from preceptor import files
-from preceptor.checkpoints import UNSCHEDULED, checkpoint_steps, drop_spare
 from preceptor.errors import InputErrors
 from preceptor.models.save import save_model
 from preceptor.recipe import Recipe, parse_recipe
+from preceptor.system import files
+from preceptor.training.checkpoints import UNSCHEDULED, checkpoint_steps, drop_spare
 
 
 def recipe(folder: Path) -> Recipe:

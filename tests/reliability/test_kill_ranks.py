@@ -11,7 +11,7 @@ import torch
 
 from invariant.ranks import on_two_ranks
 from invariant.test_resume import lines, same
-from preceptor.checkpoints import UNSCHEDULED, checkpoint_steps
+from preceptor.training.checkpoints import UNSCHEDULED, checkpoint_steps
 from reliability.stopping_ranks import on_rank
 
 

@@ -20,9 +20,9 @@ from transformers import TrainerCallback
 
 from invariant.test_resume import lines, same, same_checkpoint
 from invariant.trainers import trainer, weights
-from preceptor import interrupts
-from preceptor.checkpoints import UNSCHEDULED, checkpoint_steps
-from preceptor.interrupts import Interrupted, deferred, listening
+from preceptor.system import interrupts
+from preceptor.system.interrupts import Interrupted, deferred, listening
+from preceptor.training.checkpoints import UNSCHEDULED, checkpoint_steps
 
 
 def send(number: int) -> None:

@@ -15,8 +15,8 @@ import every_kind
 import guarded
 from endpoint_stub import StubEndpoint, error
 from preceptor.cli import main
-from preceptor.network import named_elsewhere, only_what_is_named
 from preceptor.recipe import Recipe, parse_recipe
+from preceptor.running.network import named_elsewhere, only_what_is_named
 
 SECRETS = {
     "JUDGE_KEY": "jk-planted-4f2a9c1e7b",

@@ -13,10 +13,10 @@ import torch
 
 import preceptor
 from invariant.recipes import recipe
-from preceptor.checkpoints import last_checkpoint
 from preceptor.errors import InputError, RunFailed
-from preceptor.files import MANIFEST, sha256_file
+from preceptor.system.files import MANIFEST, sha256_file
 from preceptor.trainer import DistillationTrainer
+from preceptor.training.checkpoints import last_checkpoint
 
 
 class Bomb:

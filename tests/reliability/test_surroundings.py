@@ -17,10 +17,10 @@ import pytest
 
 import every_kind
 import preceptor
-from preceptor import files, hashes
 from preceptor.cli import main
 from preceptor.errors import InputErrors, RunFailed
 from preceptor.recipe import Recipe, parse_recipe
+from preceptor.system import files, hashes
 from small_disk import small_disk
 
 NOBODY = 65534

@@ -16,9 +16,9 @@ import torch
 import preceptor
 from invariant.recipes import MICRO, TRAINING, recipe
 from preceptor.errors import InputError, RunFailed
-from preceptor.exhausted import explained
 from preceptor.faults import OutOfMemory, dead_worker, out_of_memory
 from preceptor.plan import out_of_memory as planned
+from preceptor.running.exhausted import explained
 from preceptor.trainer import DistillationTrainer
 
 SETTINGS = {**TRAINING, "num_train_epochs": 2, "save_steps": 2, "eval_strategy": "no"}  # 6 steps

@@ -14,12 +14,12 @@ import torch
 import toys
 from invariant.trainers import Stop, StopAt, weights
 from preceptor import Attention, Logits, ModelTeacher, NextToken, RoutedTeacher
-from preceptor.checkpoints import last_checkpoint
 from preceptor.errors import RunFailed
-from preceptor.metrics import TIMING
 from preceptor.recipe import LoraSpec
 from preceptor.stages.build import add_lora
 from preceptor.trainer import DistillationTrainer
+from preceptor.training.checkpoints import last_checkpoint
+from preceptor.training.metrics import TIMING
 from reliability.faulty import POISON, BadGradient, made, rows, student
 
 BAD = 5  # a row of the second of six steps, in its first micro-batch
@@ -280,7 +280,7 @@ def test_what_a_scale_of_1_cannot_mend_is_counted(tmp_path: Path, monkeypatch: p
 def test_a_step_that_deepspeed_has_taken_ends_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = made(tmp_path, rows(poisoned=[BAD]))
     here = SimpleNamespace(DEEPSPEED=trainer.accelerator.distributed_type)  # as if it were
-    monkeypatch.setattr("preceptor.nonfinite.DistributedType", here)
+    monkeypatch.setattr("preceptor.training.nonfinite.DistributedType", here)
     with pytest.raises(RunFailed) as failed:
         trainer.train()
     assert str(failed.value) == (

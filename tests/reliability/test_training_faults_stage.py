@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 import preceptor
 from invariant.recipes import TRAINING, document
 from preceptor.errors import RunFailed
-from preceptor.identity import same_result
 from preceptor.recipe import Recipe, parse_recipe
 from preceptor.report import write_report
 from preceptor.report.figures.losses import terms_of
+from preceptor.running.identity import same_result
 
 SETTINGS = {**TRAINING, "num_train_epochs": 2, "save_steps": 2, "eval_steps": 2}  # 6 steps of 8 rows
 

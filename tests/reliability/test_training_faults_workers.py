@@ -19,8 +19,8 @@ import preceptor
 from invariant.recipes import MICRO, TRAINING, recipe
 from preceptor.data.collator import Collator
 from preceptor.errors import RunFailed
-from preceptor.metrics import TIMING
 from preceptor.trainer import DistillationTrainer
+from preceptor.training.metrics import TIMING
 
 SETTINGS = {**TRAINING, "num_train_epochs": 2, "save_steps": 2, "eval_strategy": "no"}  # 6 steps
 WORKERS = {**SETTINGS, "dataloader_num_workers": 2}

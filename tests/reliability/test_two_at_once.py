@@ -17,16 +17,16 @@ from typing import Any
 import pytest
 
 import toy_runs
-from preceptor import exclusive
 from preceptor.cli import main
 from preceptor.errors import InputError
 from preceptor.evaluation.endpoint_cache import EndpointCache
-from preceptor.lock import LOCK, RunLock
+from preceptor.running.lock import LOCK, RunLock
+from preceptor.system import exclusive
 
 HOLDS = """
 import os, sys, time
 from pathlib import Path
-from preceptor.lock import RunLock
+from preceptor.running.lock import RunLock
 from preceptor.evaluation.endpoint_cache import EndpointCache
 with RunLock(Path(sys.argv[1])), EndpointCache(Path(sys.argv[1]) / "replies.jsonl") as cache:
     cache.add("k", {})

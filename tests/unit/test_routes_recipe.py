@@ -12,12 +12,12 @@ import yaml
 
 import preceptor
 from invariant import routed_recipes
-from preceptor.hashes import Hashes
-from preceptor.identity import stage_identities
 from preceptor.models.load import load_model
 from preceptor.plan import plan, render
 from preceptor.recipe import ModelSpec, Recipe, RoutesSpec, load_recipe, parse_recipe
+from preceptor.running.identity import stage_identities
 from preceptor.stages.ahead import check_ahead
+from preceptor.system.hashes import Hashes
 
 
 def quiet(line: str) -> None:

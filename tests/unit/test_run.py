@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 
 import preceptor
-from preceptor import files, hashes, identity, lock
 from preceptor.cli import main
 from preceptor.errors import InputError, InputErrors, RunFailed
 from preceptor.recipe import Recipe, load_recipe
+from preceptor.running import identity, lock
 from preceptor.runs import run
 from preceptor.stages import AHEAD_CHECKS, CHECKS, EXECUTORS
 from preceptor.stages.context import StageContext
 from preceptor.stages.datasets import specs_for
+from preceptor.system import files, hashes
 
 RECIPE = """\
 name: shop

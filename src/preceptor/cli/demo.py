@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from preceptor import live
 from preceptor.cli.command import Command
 from preceptor.cli.output import print_result, progress
 from preceptor.cli.parser import Parser, new_parser, whole_number
-from preceptor.interrupts import listening
+from preceptor.system import live
+from preceptor.system.interrupts import listening
 
 
 def _parser() -> Parser:

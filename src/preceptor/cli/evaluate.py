@@ -7,11 +7,11 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from preceptor import live
 from preceptor.cli.command import Command
 from preceptor.cli.output import print_run, progress
 from preceptor.cli.parser import OneOf, Parser, new_parser, wrapped
 from preceptor.errors import InputError
+from preceptor.system import live
 
 _MORE = """\
 It is a recipe of one stage, DIR/recipe.yaml afterwards; key=value changes any leaf of it. The same command goes on

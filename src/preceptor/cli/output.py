@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from preceptor.distributed import is_main
 from preceptor.errors import printable
-from preceptor.files import json_text
+from preceptor.system.files import json_text
 
 PAGE = "report.html"
 _NARROW = 20

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from preceptor import live
 from preceptor.cli.command import Command
 from preceptor.cli.output import print_run, progress
 from preceptor.cli.parser import Parser, need_recipe, recipe_parser
 from preceptor.distributed import launch, launch_arguments, leave, processes_to_start
-from preceptor.files import json_text
+from preceptor.system import live
+from preceptor.system.files import json_text
 
 
 def _parser() -> Parser:

@@ -20,7 +20,7 @@ from preceptor.errors import InputError, shown
 from preceptor.evaluation.chats import Answer, Answerer, ChatRequest
 from preceptor.evaluation.kept import Kept, header_of
 from preceptor.evaluation.progress import Progress
-from preceptor.files import sha256_json
+from preceptor.system.files import sha256_json
 
 Log = Callable[[str], None]
 _FIELDS = tuple(each.name for each in fields(Answer))

@@ -19,9 +19,9 @@ from preceptor.errors import InputError
 from preceptor.evaluation.encode import EncodedQuestion, encode_questions
 from preceptor.evaluation.rows import EvaluationSet
 from preceptor.evaluation.scores import DatasetFacts
-from preceptor.files import sha256_json
 from preceptor.models.load import check_model
 from preceptor.models.tokenizers import load_tokenizer, same_tokenizer
+from preceptor.system.files import sha256_json
 
 if TYPE_CHECKING:
     from preceptor.recipe import ModelSpec

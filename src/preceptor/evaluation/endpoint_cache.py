@@ -13,11 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from preceptor.disk import FULL, DiskFull
 from preceptor.errors import InputError
 from preceptor.evaluation.endpoint_reply import is_reply
-from preceptor.exclusive import hold, let_go
-from preceptor.files import json_text, sha256_json
+from preceptor.system.disk import FULL, DiskFull
+from preceptor.system.exclusive import hold, let_go
+from preceptor.system.files import json_text, sha256_json
 
 
 def cache_key(endpoint: str, body: Mapping[str, Any]) -> str:

@@ -21,10 +21,10 @@ from preceptor.evaluation.remembered import RememberedTeacher
 from preceptor.evaluation.rows import EvaluationSet
 from preceptor.evaluation.scores import summarise
 from preceptor.evaluation.table import score_table, task_table
-from preceptor.files import json_text, write_atomic
 from preceptor.models.load import load_model
 from preceptor.models.offload import is_offloaded
 from preceptor.models.tokenizers import check_tokenizer_fits
+from preceptor.system.files import json_text, write_atomic
 from preceptor.teachers import ModelTeacher
 
 if TYPE_CHECKING:

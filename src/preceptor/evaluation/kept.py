@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from preceptor.files import write_atomic
+from preceptor.system.files import write_atomic
 
 Key = TypeVar("Key", int, str)
 Good: TypeAlias = Callable[[Any, Any], bool]

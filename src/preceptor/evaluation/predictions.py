@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.evaluation.rows import EvaluationSet
-from preceptor.files import json_text, write_atomic
+from preceptor.system.files import json_text, write_atomic
 
 Prediction = Mapping[str, Any]
 FIELDS = (

@@ -6,13 +6,13 @@ import time
 import weakref
 from collections.abc import Callable
 
-from preceptor import live
+from preceptor.system import live
 
 REPORT_SECONDS = 10.0
 
 
 class Progress:
-    """Counts rows of one piece of work; shows each at once on a live display (`preceptor.live`) where there is one.
+    """Counts rows of one piece of work; shows each at once on a live display (`system.live`) where there is one.
 
     Elsewhere it logs at most one line every `REPORT_SECONDS`, and none for the last row: what follows says that the
     work is done.

@@ -19,10 +19,10 @@ from preceptor.evaluation.harness import caught, evaluate, language_model, longe
 from preceptor.evaluation.harness_tasks import Catalogue, leaves, scored_names
 from preceptor.evaluation.progress import Progress
 from preceptor.evaluation.task_files import task_files
-from preceptor.files import json_text, sha256_file, sha256_json, write_atomic
 from preceptor.models.checkpoint import check_model
 from preceptor.models.load import load_model
 from preceptor.models.tokenizers import check_tokenizer_fits, load_tokenizer
+from preceptor.system.files import json_text, sha256_file, sha256_json, write_atomic
 
 if TYPE_CHECKING:
     from preceptor.recipe import ModelSpec, TasksSpec

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from preceptor.files import sha256_file, sha256_json
 from preceptor.models.checkpoint import CONFIG, check_model
+from preceptor.system.files import sha256_file, sha256_json
 
 if TYPE_CHECKING:
     from preceptor.recipe import ModelSpec

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from preceptor.files import publish_directory
 from preceptor.models.load import quiet_transformers
+from preceptor.system.files import publish_directory
 
 if TYPE_CHECKING:
     from peft import PeftModel

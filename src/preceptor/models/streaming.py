@@ -21,11 +21,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from preceptor.errors import InputError
-from preceptor.files import publish_directory
 from preceptor.models.checkpoint import CONFIG, WEIGHTS, WEIGHTS_INDEX
 from preceptor.models.headers import TensorInfo, read_header
 from preceptor.models.load import quiet_transformers
 from preceptor.models.save import keep_sentencepiece
+from preceptor.system.files import publish_directory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

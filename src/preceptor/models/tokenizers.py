@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from preceptor.errors import InputError, first_sentence, shown
-from preceptor.files import sha256_json
 from preceptor.models.checkpoint import TOKENIZER_FILES, check_adapter, locate
+from preceptor.system.files import sha256_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -11,17 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preceptor.hashes import Hashes
-from preceptor.identity import stage_identities
-from preceptor.network import only_what_is_named
 from preceptor.plan.elsewhere import readable
 from preceptor.plan.planner import Planner
 from preceptor.plan.render import render
 from preceptor.plan.shared import Shared
 from preceptor.recipe import DistillStage, EvaluateStage, InitStage, Recipe, SftStage, StoreStage, models_of
+from preceptor.running.identity import stage_identities
+from preceptor.running.network import only_what_is_named
 from preceptor.runs import HASHES_FILE, STAGE_FILE, stage_state
 from preceptor.stages.ahead import check_ahead
 from preceptor.stages.context import run_directory
+from preceptor.system.hashes import Hashes
 
 if TYPE_CHECKING:
     from preceptor.estimate.target import Device

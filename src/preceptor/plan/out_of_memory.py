@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from preceptor.identity import same_result
 from preceptor.recipe import DistillStage, ModelSpec, Recipe, SftStage
 from preceptor.recipe.training import DEFAULT_BATCH
+from preceptor.running.identity import same_result
 from preceptor.runs import STAGE_FILE
 from preceptor.stages.context import StageContext, run_directory
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.errors import InputError
-from preceptor.files import json_text, sha256_file, write_atomic
 from preceptor.pocket.methods import APART, EXPERT, FEW_ROWS, METHODS, REFERENCE, TEACHER, Part
 from preceptor.pocket.side_by_side import Job, run_side_by_side, workers_for
 from preceptor.pocket.study import FIRST_SEED, NOISE, SCORES, STUDENT, Size, write_study
@@ -22,6 +21,7 @@ from preceptor.pocket.tables import TITLES, alignment_table, distillation_table
 from preceptor.pocket.worker import stage_directory
 from preceptor.recipe import load_recipe
 from preceptor.report import RunSource, write_report
+from preceptor.system.files import json_text, sha256_file, write_atomic
 
 FULL_SEEDS = 5
 SETTINGS_FILE = "settings.json"

@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from preceptor.files import write_atomic
 from preceptor.pocket.methods import EXPERT, METHODS, REFERENCE, TEACHER, TEACHER_SPEC, Length, Method
 from preceptor.pocket.shop import make_shop_rows
 from preceptor.pocket.tasks import make_rows
 from preceptor.pocket.write_data import write_rows
+from preceptor.system.files import write_atomic
 
 NOISE = 0.15
 """Share of public training rows whose answer is wrong, truncated or sloppy."""

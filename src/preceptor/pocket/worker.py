@@ -20,7 +20,6 @@ from preceptor.data.collator import Collator
 from preceptor.data.rows import read_rows
 from preceptor.errors import InputError, RunFailed
 from preceptor.evaluation.measure import by_length, measure
-from preceptor.files import json_text, write_atomic
 from preceptor.models.load import load_model
 from preceptor.models.tokenizers import load_tokenizer
 from preceptor.objective import Attention, Logits, Objective
@@ -29,6 +28,7 @@ from preceptor.recipe import DatasetSpec, ModelSpec, Recipe, load_recipe, models
 from preceptor.recipe.base import stage_of
 from preceptor.runs import run
 from preceptor.signals import TokenBatch
+from preceptor.system.files import json_text, write_atomic
 from preceptor.teachers import ModelTeacher
 
 Log = Callable[[str], None]

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from preceptor.files import write_atomic
 from preceptor.pocket.tasks import make_rows
 from preceptor.pocket.tokenizer import build_tokenizer
+from preceptor.system.files import write_atomic
 
 TRAIN_ROWS, TEST_ROWS, SEED = 80_000, 480, 1
 

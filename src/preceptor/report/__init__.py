@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preceptor.disk import full_disk
 from preceptor.errors import InputError, RunFailed
-from preceptor.files import json_text, write_atomic
 from preceptor.report.read import Run, named_apart, read_run
 from preceptor.report.sources import RunSource, places
+from preceptor.system.disk import full_disk
+from preceptor.system.files import json_text, write_atomic
 
 if TYPE_CHECKING:
     from preceptor.report.figures import DrawnFigure

@@ -15,7 +15,7 @@ from preceptor.models.compiled import compile_options
 from preceptor.objective import Attention, Logits, NextToken, RouterBalance, Term
 from preceptor.recipe import DistillStage, LogitsSpec, LoraSpec, NextTokenSpec, RouterBalanceSpec, SftStage
 from preceptor.stages.optimizers import check_optimizer
-from preceptor.trackers import check_trackers
+from preceptor.training.trackers import check_trackers
 
 if TYPE_CHECKING:
     from preceptor.objective.attention import LayerPolicy

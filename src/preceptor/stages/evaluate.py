@@ -15,9 +15,9 @@ from preceptor.evaluation.predict import Settings
 from preceptor.evaluation.predictions import Prediction
 from preceptor.evaluation.rows import EvaluationSet, evaluation_set
 from preceptor.evaluation.scores import summarise
-from preceptor.files import json_text, write_atomic
 from preceptor.recipe import EvaluateStage
 from preceptor.stages.datasets import split_for
+from preceptor.system.files import json_text, write_atomic
 
 if TYPE_CHECKING:
     from preceptor.stages.context import StageContext

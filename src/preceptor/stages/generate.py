@@ -17,9 +17,9 @@ from preceptor.evaluation.kept import Kept
 from preceptor.evaluation.local_answers import load_writer
 from preceptor.evaluation.measure import by_length
 from preceptor.evaluation.progress import Progress
-from preceptor.files import sha256_json, write_atomic
 from preceptor.models.sampling import Sampled, row_uniforms, sample, stop_tokens
 from preceptor.stages.datasets import split_for
+from preceptor.system.files import sha256_json, write_atomic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from transformers import Trainer, TrainingArguments
 
-from preceptor.engine_checks import wants_fsdp
 from preceptor.errors import InputError, first_sentence, shown
+from preceptor.training.engine_checks import wants_fsdp
 
 
 def check_optimizer(arguments: TrainingArguments) -> None:

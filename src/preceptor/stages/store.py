@@ -19,7 +19,6 @@ from preceptor.errors import InputError
 from preceptor.evaluation.endpoint_mask import mask
 from preceptor.evaluation.measure import by_length
 from preceptor.evaluation.progress import Progress
-from preceptor.files import sha256_json
 from preceptor.models.fingerprint import model_facts
 from preceptor.models.load import load_model
 from preceptor.models.tokenizers import check_tokenizer_fits, template_facts, tokenizer_facts
@@ -27,6 +26,7 @@ from preceptor.recipe import EndpointSpec, ModelSpec
 from preceptor.recipe.base import KeyPath
 from preceptor.stages.encoding import stage_rows, stage_tokenizer
 from preceptor.stages.stores import IDENTITY, access_of, mode_for
+from preceptor.system.files import sha256_json
 from preceptor.teachers import ModelTeacher
 from preceptor.teachers.served import ServedTeacher
 from preceptor.teachers.store_files import ShardWriter, clean, rows_of, write_manifest

@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from preceptor.distributed import from_main
 from preceptor.errors import InputError, InputErrors
 from preceptor.evaluation.endpoint_access import access_key, checked_url
-from preceptor.files import MANIFEST, is_store
 from preceptor.recipe import DistillStage, EndpointSpec, ModelSpec, StoreStage, expand
 from preceptor.recipe.storing import follows_store, stored_by, unused_keys
 from preceptor.stages.context import StageContext, run_directory
+from preceptor.system.files import MANIFEST, is_store
 from preceptor.teachers import StoredTeacher
 from preceptor.teachers.store import expect
 from preceptor.teachers.store_files import check_files, read_manifest

@@ -11,24 +11,18 @@ import torch
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from preceptor.checkpoints import last_checkpoint
 from preceptor.data.chat import EncodedRow
 from preceptor.data.collator import Collator
 from preceptor.data.mixture import Mixture
 from preceptor.data.prepare import PreparedDataset
 from preceptor.distributed import from_main, is_main
-from preceptor.engine import models_read_whole
-from preceptor.engine_checks import check_engine, shards_student, wants_fsdp
 from preceptor.errors import InputError
-from preceptor.files import json_text, write_atomic
-from preceptor.metrics import MetricsFile, PlainProgress
 from preceptor.models.card import render_card
 from preceptor.models.compiled import compile_options
 from preceptor.models.load import load_model, source_dtype
 from preceptor.models.save import save_model
 from preceptor.models.sharding import count_parameters
 from preceptor.models.tokenizers import check_tokenizer_fits
-from preceptor.nonfinite import NonFiniteSteps
 from preceptor.objective import Objective
 from preceptor.recipe import DistillStage, ModelSpec, SftStage, ShareSpec, local_path
 from preceptor.recipe.base import stage_of
@@ -40,9 +34,15 @@ from preceptor.stages.encoding import stage_rows, stage_tokenizer
 from preceptor.stages.faults import told
 from preceptor.stages.stores import title_of
 from preceptor.stages.teachers import build_teacher
+from preceptor.system.files import json_text, write_atomic
 from preceptor.teachers import RoutedTeacher, StoredTeacher
-from preceptor.trackers import lead_trackers
 from preceptor.trainer import DistillationTrainer
+from preceptor.training.checkpoints import last_checkpoint
+from preceptor.training.engine import models_read_whole
+from preceptor.training.engine_checks import check_engine, shards_student, wants_fsdp
+from preceptor.training.metrics import MetricsFile, PlainProgress
+from preceptor.training.nonfinite import NonFiniteSteps
+from preceptor.training.trackers import lead_trackers
 
 
 @dataclass(frozen=True)

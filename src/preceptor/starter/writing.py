@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.errors import InputError, InputErrors
-from preceptor.files import write_atomic
 from preceptor.recipe import parse_recipe
 from preceptor.recipe.base import NAME, NAME_RULE
 from preceptor.recipe.yaml_text import parse_yaml
@@ -18,6 +17,7 @@ from preceptor.starter.data import DataFacts, length_of_most, look_at_data, shar
 from preceptor.starter.machine import this_machine
 from preceptor.starter.models import ModelFacts, check_tokenizers, look_at_model, tokenizer_of
 from preceptor.starter.text import Found, recipe_text
+from preceptor.system.files import write_atomic
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ import numpy.typing as npt
 from safetensors.numpy import save
 
 from preceptor.errors import InputError, shown
-from preceptor.files import MANIFEST, STORE_FORMAT, json_text, sha256_file, sha256_json, write_atomic
 from preceptor.models.headers import read_header
+from preceptor.system.files import MANIFEST, STORE_FORMAT, json_text, sha256_file, sha256_json, write_atomic
 from preceptor.teachers.store_manifest import SHARD, malformed
 from preceptor.teachers.store_modes import Mode, mode_of
 from preceptor.teachers.store_rows import DIGEST_BYTES, KEY_BYTES

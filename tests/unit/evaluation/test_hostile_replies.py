@@ -21,8 +21,8 @@ from preceptor.evaluation.endpoint import Completion, Endpoint, Reply
 from preceptor.evaluation.endpoint_cache import EndpointCache
 from preceptor.evaluation.json_files import read_json_list, read_jsonl
 from preceptor.evaluation.mt_bench.files import FAILED, parse_score, read_answers, read_judgments, write_judgments
-from preceptor.files import json_text
 from preceptor.recipe.suites import EndpointSpec
+from preceptor.system.files import json_text
 
 
 def nothing(line: str) -> None:

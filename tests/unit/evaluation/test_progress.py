@@ -6,9 +6,9 @@ import gc
 
 import pytest
 
-from preceptor import live
 from preceptor.evaluation import progress
 from preceptor.evaluation.progress import Progress
+from preceptor.system import live
 from terminal import Display
 
 

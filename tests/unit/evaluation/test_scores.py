@@ -11,7 +11,7 @@ import pytest
 from preceptor.evaluation.predictions import FIELDS
 from preceptor.evaluation.scores import DatasetFacts, summarise
 from preceptor.evaluation.table import score_table, task_table
-from preceptor.files import json_text
+from preceptor.system.files import json_text
 
 FACTS = {"gen": DatasetFacts("general", "holdout"), "shop": DatasetFacts("domain", "test", {"too long": 3}, 2)}
 

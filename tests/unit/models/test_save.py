@@ -11,12 +11,12 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from preceptor.files import verify_directory
 from preceptor.models.checkpoint import source_dtype
 from preceptor.models.load import load_model
 from preceptor.models.save import save_model
 from preceptor.models.tokenizers import load_tokenizer, train_tokenizer
 from preceptor.recipe import ModelSpec
+from preceptor.system.files import verify_directory
 
 SIZES = {
     "vocab_size": 40,

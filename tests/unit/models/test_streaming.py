@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 import sources
 from preceptor.errors import InputError
-from preceptor.files import verify_directory
 from preceptor.models.headers import read_header
 from preceptor.models.streaming import DTYPES, Planned, TensorReader, write_model, write_tensors
+from preceptor.system.files import verify_directory
 
 TENSORS = {
     "half": torch.randn(3, 5).bfloat16(),

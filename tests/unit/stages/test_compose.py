@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 import sources
 from preceptor.data.template import DEFAULT_TEMPLATE
 from preceptor.errors import InputError
-from preceptor.files import verify_directory
 from preceptor.models.load import load_model
 from preceptor.models.save import save_model
 from preceptor.models.tokenizers import load_tokenizer
 from preceptor.recipe import ModelSpec, parse_recipe
 from preceptor.stages.compose import execute
 from preceptor.stages.context import StageContext
+from preceptor.system.files import verify_directory
 
 
 def run(folder: Path, log: Any = print, *, data: dict[str, Any] | None = None, **stage: Any) -> dict[str, Any]:

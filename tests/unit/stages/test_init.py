@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from preceptor.data.template import DEFAULT_TEMPLATE, ChatTemplate
-from preceptor.files import verify_directory
 from preceptor.models.load import load_model
 from preceptor.models.tokenizers import load_tokenizer, train_tokenizer
 from preceptor.recipe import ModelSpec, parse_recipe
 from preceptor.stages.context import StageContext
 from preceptor.stages.init import execute
+from preceptor.system.files import verify_directory
 
 CONFIG = {
     "model_type": "mistral",

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 import sources
-from preceptor.files import verify_directory
 from preceptor.models.load import load_model
 from preceptor.models.save import save_model
 from preceptor.models.tokenizers import load_tokenizer
 from preceptor.recipe import ModelSpec, parse_recipe
 from preceptor.stages.context import StageContext
 from preceptor.stages.merge import execute
+from preceptor.system.files import verify_directory
 
 
 def run(folder: Path, log: Any = print, **stage: Any) -> tuple[dict[str, Any], Path]:

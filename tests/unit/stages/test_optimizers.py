@@ -12,9 +12,9 @@ from torch import Tensor
 
 import toys
 from invariant.trainers import Stop, StopAt, trainer, weights
-from preceptor.checkpoints import last_checkpoint
 from preceptor.errors import InputError
 from preceptor.stages.build import check_training
+from preceptor.training.checkpoints import last_checkpoint
 
 # Weights of fewer than 4096 elements keep float32 states.
 SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 80}

@@ -13,14 +13,14 @@ import preceptor
 import stored_recipes
 import stores
 from preceptor.errors import InputError, RunFailed
-from preceptor.hashes import Hashes
-from preceptor.identity import stage_identities
 from preceptor.models.tokenizers import load_tokenizer
 from preceptor.plan import plan, render
 from preceptor.recipe import ModelSpec, Recipe, StoreStage, parse_recipe
+from preceptor.running.identity import stage_identities
 from preceptor.stages.context import StageContext, run_directory
 from preceptor.stages.encoding import stage_rows
 from preceptor.stages.stores import stored_at
+from preceptor.system.hashes import Hashes
 from preceptor.teachers.store_files import rows_of
 from preceptor.teachers.store_writer import StoredRow
 

@@ -15,15 +15,15 @@ import preceptor
 import stored_recipes
 import stores
 from preceptor.errors import InputError, InputErrors, RunFailed
-from preceptor.hashes import Hashes
-from preceptor.identity import stage_identities
 from preceptor.models.load import load_model
 from preceptor.models.tokenizers import load_tokenizer
 from preceptor.objective import Logits
 from preceptor.objective.terms import HeadChunk
 from preceptor.recipe import ModelSpec, Recipe, StoreStage, parse_recipe
+from preceptor.running.identity import stage_identities
 from preceptor.stages.stores import check_served
 from preceptor.stored_signals import TopTokens
+from preceptor.system.hashes import Hashes
 from preceptor.teachers.served import ServedTeacher, _taken
 from preceptor.teachers.store import Store
 from preceptor.teachers.store_modes import TopMode

@@ -18,14 +18,14 @@ import toys
 from endpoint_stub import StubEndpoint, error, say
 from judged import RANKING, annotation_rows, answer_rows, jsonl, judgment_row, output_rows, prompt_rows, question_rows
 from preceptor.errors import InputError, InputErrors, RunFailed
-from preceptor.hashes import Hashes
-from preceptor.identity import stage_identities
 from preceptor.models.save import save_model
 from preceptor.models.tokenizers import train_tokenizer
 from preceptor.plan import plan, render
 from preceptor.recipe import Recipe, parse_recipe
+from preceptor.running.identity import stage_identities
 from preceptor.runs import run
 from preceptor.stages import suites
+from preceptor.system.hashes import Hashes
 
 TEXT = "User: Assistant:\n\nabcdefghijklmnopqrstuvwxyz 0123456789."
 

@@ -15,8 +15,8 @@ import torch
 import stores
 import toys
 from preceptor.errors import InputError
-from preceptor.files import is_store
 from preceptor.stored_signals import SampledTokens, Stored, TopTokens, WholeDistributions
+from preceptor.system.files import is_store
 from preceptor.teachers import ModelTeacher
 from preceptor.teachers.store import Store, expect
 from preceptor.teachers.store_files import ShardWriter, clean, rows_of, write_manifest

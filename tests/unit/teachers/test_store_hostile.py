@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save
 
 from fuzz.target_store import IDENTITY, MANIFEST, MODES, ROWS, SHARD, VOCABULARY, _store
 from preceptor.errors import InputError
-from preceptor.files import is_store, sha256_file
 from preceptor.models.headers import read_header
+from preceptor.system.files import is_store, sha256_file
 from preceptor.teachers.store import Store
 from preceptor.teachers.store_files import ShardWriter, job_of, read_manifest
 from preceptor.teachers.store_rows import row_key, target_digest

@@ -15,7 +15,7 @@ from typing import Any
 
 from preceptor.errors import InputError, shown
 from preceptor.evaluation.json_files import Row, read_json_list
-from preceptor.files import write_atomic
+from preceptor.system.files import write_atomic
 
 OFFICIAL_INSTRUCTIONS = 805
 NO_DATASET = "instructions"

@@ -16,8 +16,8 @@ from preceptor.errors import InputError, accepted, did_you_mean
 from preceptor.evaluation.answering import Answered, AnswerRecord, TimedAnswer, request_seed
 from preceptor.evaluation.chats import Answerer, ChatRequest
 from preceptor.evaluation.mt_bench.files import ModelAnswer, Question, write_answers
-from preceptor.files import sha256_json
 from preceptor.recipe.suites import MtBenchSpec
+from preceptor.system.files import sha256_json
 
 TEMPERATURES: Mapping[str, float] = MappingProxyType(
     {

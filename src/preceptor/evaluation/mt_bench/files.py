@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from preceptor.errors import InputError, shown
 from preceptor.evaluation.json_files import Row, listed, read_jsonl
-from preceptor.files import write_atomic
+from preceptor.system.files import write_atomic
 
 QuestionId = int | str
 _Key = TypeVar("_Key", bound=Hashable)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from preceptor.live import clock
+from preceptor.system.live import clock
 
 
 def interval_of(figure: Mapping[str, Any] | None) -> tuple[float, float | None, float | None] | None:

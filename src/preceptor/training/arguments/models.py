@@ -12,13 +12,13 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
 
 from preceptor.data.template import choose_template
-from preceptor.engine import models_read_whole
 from preceptor.errors import InputError, shown
 from preceptor.models.load import load_model
 from preceptor.models.tokenizers import check_tokenizer_fits, load_tokenizer, same_tokenizer
 from preceptor.recipe import ModelSpec
 from preceptor.signals import Teacher
 from preceptor.teachers import ModelTeacher
+from preceptor.training.engine import models_read_whole
 
 _LOG = logging.getLogger("preceptor")
 

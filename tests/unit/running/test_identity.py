@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from preceptor.hashes import Hashes
-from preceptor.identity import stage_identities
 from preceptor.recipe import parse_recipe
+from preceptor.running.identity import stage_identities
+from preceptor.system.hashes import Hashes
 
 
 def identities(folder: Path, **dataset: Any) -> dict[str, str]:

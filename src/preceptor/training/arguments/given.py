@@ -11,9 +11,6 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from preceptor.arguments.models import padding_token, share_tokenizer, student_of, teacher_of, tokenizer_of
-from preceptor.arguments.rows import encode, is_encoded
-from preceptor.arguments.settings import RowSettings, check_settings, model_settings, padding_multiple, row_settings
 from preceptor.data.chat import EncodedRow, Targets
 from preceptor.data.collator import Collator
 from preceptor.data.mixture import Mixture
@@ -21,6 +18,15 @@ from preceptor.errors import InputError, shown
 from preceptor.objective import Logits, Objective
 from preceptor.objective.terms import Term
 from preceptor.signals import Teacher
+from preceptor.training.arguments.models import padding_token, share_tokenizer, student_of, teacher_of, tokenizer_of
+from preceptor.training.arguments.rows import encode, is_encoded
+from preceptor.training.arguments.settings import (
+    RowSettings,
+    check_settings,
+    model_settings,
+    padding_multiple,
+    row_settings,
+)
 
 EvalRows = Sequence[EncodedRow] | Mapping[str, Sequence[EncodedRow]]
 

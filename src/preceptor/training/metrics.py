@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from preceptor import live
-from preceptor.files import json_text, write_atomic
 from preceptor.objective import LossSums, Objective
+from preceptor.system import live
+from preceptor.system.files import json_text, write_atomic
 
 TIMING = ("targets_per_second", "tokens_per_second", "peak_memory_mb", "seconds")
 """Fields of a log line that differ between two runs of the same recipe."""
@@ -199,7 +199,7 @@ class MetricsFile(TrainerCallback):
 class PlainProgress(TrainerCallback):
     """Progress of a training: one plain line per log line, with rate and time left, for a pipe or a log file.
 
-    On a live display (`preceptor.live`) a bar takes the lines' place: it moves with every step and shows the last
+    On a live display (`system.live`) a bar takes the lines' place: it moves with every step and shows the last
     line's figures, and the last line of all stays when it goes.
 
     Args:

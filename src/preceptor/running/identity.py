@@ -14,8 +14,6 @@ from typing import Any
 
 from preceptor.errors import InputError, InputErrors, shown
 from preceptor.evaluation.task_files import task_files
-from preceptor.files import sha256_json
-from preceptor.hashes import Hashes
 from preceptor.recipe import (
     EvaluateStage,
     InitStage,
@@ -30,6 +28,8 @@ from preceptor.recipe import (
 from preceptor.recipe.base import one_or_many, stage_of
 from preceptor.recipe.evaluating import FILES
 from preceptor.recipe.suites import TRANSPORT_KEYS
+from preceptor.system.files import sha256_json
+from preceptor.system.hashes import Hashes
 
 RESULTS_VERSION = 1
 """Raised whenever the same recipe on the same data gives other numbers than before."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.errors import InputError
-from preceptor.files import MANIFEST, is_store, json_text, sha256_file, write_atomic
+from preceptor.system.files import MANIFEST, is_store, json_text, sha256_file, write_atomic
 
 _NEVER_READ = (".pyc", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".md")
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from preceptor import live
+from preceptor.system import live
 from terminal import Seen, run_in_terminal
 
 LONG = "a line much longer than eighty columns, " * 4 + "of which nothing may get lost"
 PROGRAM = f"""
 import sys, time
-from preceptor import live
+from preceptor.system import live
 from preceptor.evaluation.progress import Progress
 
 def log(line):
@@ -137,7 +137,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_fails_in_the_display_does_not_fail_in_the_run(fault: str) -> None:
-    first = "from preceptor import live\n"
+    first = "from preceptor.system import live\n"
     seen = run_in_terminal(first + FAULTS[fault] + PROGRAM)
     assert seen.code == 0
     text = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", seen.text).replace("\r\n", "\n")
@@ -148,7 +148,7 @@ def test_what_fails_in_the_display_does_not_fail_in_the_run(fault: str) -> None:
 
 FORKED = """
 import os, sys, time
-from preceptor import live
+from preceptor.system import live
 
 with live.display():
     bar = live.bar("kd", 10)
@@ -207,7 +207,7 @@ sys.exit(main(["run", "r.yaml", "--json"]))
 
 @pytest.mark.slow
 def test_a_run_shows_bars_in_a_terminal_and_its_result_stays_one_object(tmp_path: Path) -> None:
-    tests = str(Path(__file__).parents[1])
+    tests = str(Path(__file__).parents[2])
     with (tmp_path / "out.json").open("w") as out:
         program = COMMAND.format(tests=tests, folder=str(tmp_path))
         seen = run_in_terminal(program, width=100, stdout=out.fileno(), patience=120.0)

@@ -19,10 +19,10 @@ import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from preceptor.arguments.settings import RowSettings
 from preceptor.data.chat import Dropped, EncodedRow, choose_template, encode_rows
 from preceptor.data.rows import SHAPES, Row, accepted_columns, row_of, shape_of
 from preceptor.errors import InputError, accepted, shown
+from preceptor.training.arguments.settings import RowSettings
 
 _LOG = logging.getLogger("preceptor")
 _TOKENS = "input_ids"

@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from preceptor.disk import FULL, DiskFull
 from preceptor.errors import InputError
+from preceptor.system.disk import FULL, DiskFull
 
 MANIFEST = "manifest.json"
 STORE_FORMAT = "preceptor teacher store"

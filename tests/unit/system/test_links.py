@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from preceptor.errors import InputErrors
-from preceptor.links import refuse_links
 from preceptor.recipe import parse_recipe
 from preceptor.runs import run
+from preceptor.system.links import refuse_links
 
 STAGES = ["kd", "expert"]
 

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from preceptor.errors import InputError
-from preceptor.files import (
+from preceptor.system.files import (
     move_aside,
     publish_directory,
     remove_directory,

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from preceptor.arguments import Given
 from preceptor.data.chat import EncodedRow
 from preceptor.data.collator import Collator, filler_row
-from preceptor.engine import EngineTrainer
 from preceptor.errors import InputError
 from preceptor.evaluation.measure import TermSums, by_length, measure
-from preceptor.metrics import StepMetrics
 from preceptor.models.sharding import reshard
 from preceptor.objective import Objective
 from preceptor.signals import Teacher, TokenBatch
+from preceptor.training.arguments import Given
+from preceptor.training.engine import EngineTrainer
+from preceptor.training.metrics import StepMetrics
 
 
 class MeasuringTrainer(EngineTrainer):

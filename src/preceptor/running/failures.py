@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from preceptor.checkpoints import ASIDE
-from preceptor.disk import full_disk
 from preceptor.errors import RunFailed
-from preceptor.files import remove_interrupted, write_atomic
+from preceptor.system.disk import full_disk
+from preceptor.system.files import remove_interrupted, write_atomic
+from preceptor.training.checkpoints import ASIDE
 
 ERROR_FILE = "error.txt"
 

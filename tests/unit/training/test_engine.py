@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import toys
-from preceptor.engine import EngineTrainer
 from preceptor.models.sharding import count_parameters
+from preceptor.training.engine import EngineTrainer
 
 
 @pytest.mark.parametrize("first", [True, False])

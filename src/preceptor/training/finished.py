@@ -15,9 +15,9 @@ import torch
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from preceptor.engine import EngineTrainer
 from preceptor.models.save import keep_sentencepiece
 from preceptor.models.taps import replaced
+from preceptor.training.engine import EngineTrainer
 
 
 class FinishedModels(EngineTrainer):

@@ -22,11 +22,11 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.integrations import deepspeed
 
-from preceptor.engine_checks import check_plugin, wants_fsdp
 from preceptor.errors import InputError
 from preceptor.models.sharding import is_adapted, is_sharded, shard_ends, whole_state
 from preceptor.models.taps import replaced
-from preceptor.sharded_state import has_shards, load_optimizer, load_weights, save_shards
+from preceptor.training.engine_checks import check_plugin, wants_fsdp
+from preceptor.training.sharded_state import has_shards, load_optimizer, load_weights, save_shards
 
 _SCHEDULER = "scheduler.pt"
 _OF_DEEPSPEED = "latest"  # a file of its checkpoints

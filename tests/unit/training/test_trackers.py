@@ -12,9 +12,9 @@ import pytest
 import preceptor
 from invariant.recipes import TRAINING, recipe
 from invariant.trainers import Stop, StopAt, trainer
-from preceptor import trackers
 from preceptor.errors import InputError
-from preceptor.trackers import check_trackers, lead_trackers
+from preceptor.training import trackers
+from preceptor.training.trackers import check_trackers, lead_trackers
 
 
 @pytest.fixture

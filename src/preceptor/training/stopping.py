@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from preceptor import interrupts
-from preceptor.engine import EngineTrainer
 from preceptor.models.taps import replaced
+from preceptor.system import interrupts
+from preceptor.training.engine import EngineTrainer
 
 
 class StoppableTrainer(EngineTrainer):

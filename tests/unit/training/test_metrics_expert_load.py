@@ -6,9 +6,9 @@ import json
 
 import torch
 
-from preceptor.metrics import StepMetrics
 from preceptor.models.router_taps import RouterShape
 from preceptor.objective import LossSums, NextToken, Objective, RouterBalance
+from preceptor.training.metrics import StepMetrics
 
 
 def metrics() -> StepMetrics:

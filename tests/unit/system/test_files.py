@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from preceptor import files
 from preceptor.errors import InputError, InputErrors, accepted, did_you_mean, shown
+from preceptor.system import files
 
 
 def test_sha256_of_a_file_over_one_block(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 from transformers import TrainerCallback
 
 from invariant.trainers import Stop, StopAt, trainer
-from preceptor import live
-from preceptor.metrics import PlainProgress
+from preceptor.system import live
+from preceptor.training.metrics import PlainProgress
 from terminal import Display
 
 LINE = r"step {}/9  next_token \d\.\d{{4}}  grad norm [\d.]+  \d+ targets/s  \d+ s left"

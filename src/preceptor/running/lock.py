@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from preceptor.disk import full_disk
 from preceptor.errors import InputError, RunFailed
-from preceptor.exclusive import hold, let_go
+from preceptor.system.disk import full_disk
+from preceptor.system.exclusive import hold, let_go
 
 LOCK = ".lock"
 

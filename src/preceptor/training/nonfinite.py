@@ -24,11 +24,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from preceptor.data.chat import EncodedRow
 from preceptor.data.mixture import Mixture
 from preceptor.errors import RunFailed
-from preceptor.files import json_text, write_atomic
-from preceptor.nonfinite_causes import broken_parameter, broken_teachers
 from preceptor.objective import LossSums
 from preceptor.signals import TokenBatch
+from preceptor.system.files import json_text, write_atomic
 from preceptor.teachers.store_rows import row_key
+from preceptor.training.nonfinite_causes import broken_parameter, broken_teachers
 
 if TYPE_CHECKING:
     from preceptor.trainer import DistillationTrainer

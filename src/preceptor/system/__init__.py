@@ -1,0 +1,1 @@
+"""Files, locks, signals and the terminal, as the operating system gives them."""
