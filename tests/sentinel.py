@@ -2,7 +2,7 @@
 
     python tests/sentinel.py      writes the file anew, after a change that is meant to change numbers
 
-Such a change raises RESULTS_VERSION in identity.py, and docs/decisions.md says why.
+Such a change raises RESULTS_VERSION in running/identity.py, and docs/decisions.md says why.
 """
 
 from __future__ import annotations

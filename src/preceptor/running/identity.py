@@ -31,9 +31,12 @@ from preceptor.recipe.suites import TRANSPORT_KEYS
 from preceptor.system.files import sha256_json
 from preceptor.system.hashes import Hashes
 
-RESULTS_VERSION = 1
-"""Raised whenever the same recipe on the same data gives other numbers than before."""
-_VERSIONS = {"evaluate": 2}  # of kinds whose numbers alone have changed: 2 has other bootstrap intervals
+RESULTS_VERSION = 2
+"""Raised whenever the same recipe on the same data gives other numbers than before.
+
+2: blank answers between others are no targets, and rows that spell a control token in other letters are dropped.
+"""
+_VERSIONS = {"evaluate": 3}  # of kinds whose numbers alone have changed: 2 had other bootstrap intervals already
 
 # Keys and prefixes of `training:` that cannot change a result.
 _IGNORED_KEYS = frozenset(
