@@ -101,7 +101,7 @@ def moments(folder: Path, kills: int, seed: int, processes: int = 1) -> dict[str
 
 def _launched(processes: int, recipe: Path, log: Path) -> subprocess.Popen[bytes]:
     # As `preceptor run` starts itself where several GPUs are visible.
-    code = "import sys; from preceptor.distributed import launch, launch_arguments as given; "
+    code = "import sys; from preceptor.running.launching import launch, launch_arguments as given; "
     code += f"sys.exit(launch(given(['run', {str(recipe)!r}], {processes})))"
     command = [sys.executable, "-c", code]
     with log.open("ab") as stream:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import ctypes
 import hashlib
 import json
 import os
@@ -27,6 +28,7 @@ import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+_PARENT_DEATH = 1  # PR_SET_PDEATHSIG: which signal this process gets when its parent dies
 STATUS = re.compile(rb"#(\d+)\s+\w+\s+cov: (\d+) ft: (\d+)")
 
 
@@ -107,6 +109,8 @@ def child(options: argparse.Namespace) -> int:
     """Runs inputs through the target under atheris; never returns."""
     import atheris
 
+    # Whatever becomes of the supervisor: while native code runs, nobody else's signals are answered.
+    ctypes.CDLL(None).prctl(_PARENT_DEATH, signal.SIGKILL)
     folder = (options.out / options.target).resolve()
     import fuzz.scaffold as early  # its own branches are of no interest
 

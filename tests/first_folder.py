@@ -11,6 +11,8 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from preceptor.teachers.store_files import ShardWriter, write_manifest
+
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789 :.,?!'-\n<|>_/=+*()ABCDEFGHSU"
 
 
@@ -32,12 +34,12 @@ def write_model(folder: Path, *, parameters: int = 1000, letters: str = LETTERS,
     return folder
 
 
-def rows(numbers: Iterable[int], **columns: Any) -> list[dict[str, Any]]:
+def rows(numbers: Iterable[int], *, about: str = "", **columns: Any) -> list[dict[str, Any]]:
     """Conversations of one question and its answer, each of another prompt."""
     return [
         {
             "messages": [
-                {"role": "user", "content": f"count to {number}"},
+                {"role": "user", "content": f"{about}count to {number}"},
                 {"role": "assistant", "content": str(number)},
             ],
             **columns,
@@ -50,3 +52,24 @@ def write_rows(file: Path, records: Iterable[dict[str, Any]]) -> Path:
     """Records as JSONL."""
     file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return file
+
+
+def write_store(folder: Path) -> Path:
+    """A store of one row with two target positions, in one shard."""
+    identity = {
+        "mode": "full",
+        "draws": None,
+        "k": None,
+        "temperature": 1.0,
+        "vocabulary": 4,
+        "max_length": 8,
+        "data": ["rows"],
+        "teacher": {"model": "toy", "sha256": "aa"},
+        "tokenizer": {"tokens": 4, "sha256": "bb"},
+        "template": {"text": "", "sha256": "cc"},
+    }
+    writer = ShardWriter(folder, identity)
+    writer.add(bytes(32), bytes(8), 2, np.full((2, 4), np.log(0.25), np.float16).tobytes())
+    writer.flush()
+    write_manifest(folder, identity, writer.written)
+    return folder

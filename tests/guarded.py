@@ -96,7 +96,7 @@ def child(
 def may_unshare() -> bool:
     """Whether this process may have a network namespace of its own."""
     try:
-        done = subprocess.run(["unshare", "--net", sys.executable, "-c", LOOPBACK_UP], capture_output=True, timeout=60)
+        done = subprocess.run(["unshare", "--net", sys.executable, "-c", LOOPBACK_UP], capture_output=True, timeout=120)
     except OSError:
         return False
     return done.returncode == 0

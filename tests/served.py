@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-START_SECONDS = 90.0
+START_SECONDS = 240.0
 
 
 @contextmanager

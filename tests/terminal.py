@@ -66,7 +66,7 @@ def run_in_terminal(
     stdout: int | None = None,
     environment: dict[str, str] | None = None,
     interrupt_at: str | None = None,
-    patience: float = 60.0,
+    patience: float = 120.0,
 ) -> Seen:
     """Runs Python source with its standard streams in a pseudo-terminal; Ctrl-C once `interrupt_at` has appeared."""
     ours, theirs = pty.openpty()

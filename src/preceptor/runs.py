@@ -26,37 +26,24 @@ from typing import Any
 import yaml
 
 from preceptor import __version__, distributed
-from preceptor.errors import InputError, InputErrors, RunFailed, did_you_mean
+from preceptor.errors import InputError, RunFailed
 from preceptor.recipe import Recipe
-from preceptor.recipe.sharding import needs_processes
 from preceptor.running.exhausted import explained
 from preceptor.running.failures import ERROR_FILE, between_stages, stage_failed
-from preceptor.running.identity import differences, stage_identities
+from preceptor.running.identity import stage_identities
 from preceptor.running.lock import RunLock
 from preceptor.running.network import only_what_is_named
+from preceptor.running.refusals import refuse_alone, refuse_changed, refuse_damaged, refuse_in_the_way, selected_stages
+from preceptor.running.stage_state import HASHES_FILE, LEFTOVERS, STAGE_FILE, STARTED_FILE, stage_state, work
 from preceptor.stages import TOGETHER, executor_of
 from preceptor.stages.ahead import check_ahead, check_together
 from preceptor.stages.context import StageContext, run_directory
-from preceptor.system.files import (
-    MANIFEST,
-    interrupted_writes,
-    json_text,
-    move_aside,
-    remove_interrupted,
-    sync_folder,
-    verify_directory,
-    write_atomic,
-)
+from preceptor.system.files import json_text, move_aside, remove_interrupted, sync_folder, write_atomic
 from preceptor.system.hashes import Hashes
 from preceptor.system.interrupts import Interrupted, listening
 from preceptor.system.links import refuse_links
 
 Log = Callable[[str], None]
-
-STAGE_FILE = "stage.json"
-STARTED_FILE = "started.json"
-HASHES_FILE = ".hashes.json"
-_LEFTOVERS = {STARTED_FILE, ERROR_FILE}  # files that a stage can have without having got anywhere
 
 
 def run(
@@ -103,20 +90,20 @@ def run(
 
 
 def _run(recipe: Recipe, only: str | None, again: Sequence[str], log: Log) -> dict[str, Any]:
-    selected = _selected(recipe, only, again)
+    selected = selected_stages(recipe, only, again)
     directory = run_directory(recipe)
     refuse_links(directory, recipe.stages)
     hashes = Hashes(directory / HASHES_FILE)
     documents = stage_identities(recipe, selected, hashes)
     with RunLock(directory, log), between_stages(directory, recipe.command):
         states = {name: stage_state(directory / name, documents[name]) for name in documents}
-        _refuse(recipe, directory, states, selected, again)
+        refuse_in_the_way(recipe, directory, states, selected, again)
         todo = [name for name in selected if states[name].result is None or name in again]
-        _refuse_damaged(recipe, directory, todo)
+        refuse_damaged(recipe, directory, todo, hashes)
         distributed.tell({"check": todo})
         check_ahead(recipe, todo)
         if distributed.world_size() == 1:
-            _refuse_alone(recipe, todo)
+            refuse_alone(recipe, todo)
         for folder in (directory, directory / "report", directory / "report" / "figures"):
             remove_interrupted(folder)
         hashes.save()
@@ -128,7 +115,7 @@ def _run(recipe: Recipe, only: str | None, again: Sequence[str], log: Log) -> di
                 log(f"{name}: done before ({kept['finished']}), kept")
                 results[name] = {**kept["results"], "status": "kept", "seconds": kept["seconds"]}
                 continue
-            _refuse_changed(recipe, name, hashes)
+            refuse_changed(recipe, name, hashes)
             old = move_aside(directory / name) if name in again and (directory / name).exists() else None
             if old is not None:
                 log(f"{name}: the old result is now in {old}")
@@ -170,127 +157,6 @@ def _follow(recipe: Recipe) -> dict[str, Any]:
     return found
 
 
-class StageState:
-    """What is found in a stage's directory."""
-
-    def __init__(self, result: dict[str, Any] | None, changed: list[str], foreign: bool = False) -> None:
-        self.result = result  # stage.json of a finished stage
-        self.changed = changed  # what differs from the recipe, for a finished or begun stage
-        self.foreign = foreign  # files of unknown origin
-
-
-def stage_state(directory: Path, document: dict[str, Any]) -> StageState:
-    """What a stage's directory holds, against the identity document the stage has now. Raises InputError."""
-    if not directory.exists():
-        return StageState(None, [])
-    if (directory / STAGE_FILE).exists():
-        result = _read(directory / STAGE_FILE)
-        return StageState(result, _changes(result, document))
-    if not _work(directory):
-        return StageState(None, [])
-    if not (directory / STARTED_FILE).exists():
-        return StageState(None, [], foreign=True)
-    return StageState(None, _changes(_read(directory / STARTED_FILE), document))
-
-
-def _work(directory: Path) -> list[Path]:
-    """The files and folders in a stage's directory that are of use, if it has got anywhere."""
-    spare = set(interrupted_writes(directory))
-    return [each for each in directory.iterdir() if each.name not in _LEFTOVERS and each not in spare]
-
-
-def _changes(old: dict[str, Any], document: dict[str, Any]) -> list[str]:
-    if old["identity"] == document["identity"]:
-        return []
-    return differences(old, document) or ["its identity differs"]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if {"identity", "spec", "seed", "inputs"} <= value.keys():
-            return dict(value)
-    except (OSError, ValueError, AttributeError):
-        pass
-    raise InputError(f"{path}: is not a readable record of a stage; move the folder {path.parent} away and run again")
-
-
-def _selected(recipe: Recipe, only: str | None, again: Sequence[str]) -> list[str]:
-    errors = [
-        f"--{option} {name}: {recipe.source} has no stage of that name{did_you_mean(name, recipe.stages)}; "
-        f"it has {', '.join(recipe.stages)}"
-        for option, names in (("only", [only] if only is not None else []), ("redo", again))
-        for name in names
-        if name not in recipe.stages
-    ]
-    if not errors and only is not None:
-        errors = [
-            f"--redo {name}: is not run with --only {only}; leave one of them out" for name in again if name != only
-        ]
-    if errors:
-        raise InputErrors(errors)
-    return list(recipe.stages) if only is None else [only]
-
-
-def _refuse(
-    recipe: Recipe, directory: Path, states: dict[str, StageState], selected: Sequence[str], again: Sequence[str]
-) -> None:
-    """Raises InputErrors for stages that are in the way, or that others need and that are not there."""
-    errors = []
-    changed = [name for name, state in states.items() if (state.changed or state.foreign) and name not in again]
-    redo = " ".join(f"--redo {name}" for name in [*again, *changed])
-    for name in changed:
-        if states[name].foreign:
-            what = f"holds files but no {STARTED_FILE}, so they are of no run"
-        else:
-            how = "finished" if states[name].result else "begun"
-            more = states[name].changed
-            listed = "; ".join(more[:5]) + (f"; and {len(more) - 5} more" if len(more) > 5 else "")
-            what = f"was {how} with another recipe or other data ({listed})"
-        errors.append(
-            f"{directory / name}: {what}; undo the change, or run again with {redo}, which moves the old result aside"
-        )
-    for name in selected:
-        for source in recipe.stage_reads(name):
-            if source not in selected and states[source].result is None:
-                errors.append(f"--only {name}: reads stage {source}, which is not done; run --only {source} first")
-    if errors:
-        raise InputErrors(errors)
-
-
-def _refuse_damaged(recipe: Recipe, directory: Path, todo: Sequence[str]) -> None:
-    """Raises InputErrors for finished models that are to be read and are no longer what was written."""
-    errors = []
-    for source in {name for stage in todo for name in recipe.stage_reads(stage)}.difference(todo):
-        for folder in (directory / source / "model", directory / source / "adapter"):
-            if (folder / MANIFEST).is_file():
-                try:
-                    verify_directory(folder)
-                except InputError as error:
-                    cause = str(error).rpartition("; ")[0]
-                    errors.append(f"{cause}; copy the folder again, or make it anew with --redo {source}")
-    if errors:
-        raise InputErrors(sorted(errors))
-
-
-def _refuse_changed(recipe: Recipe, name: str, hashes: Hashes) -> None:
-    """Raises RunFailed where a stage would read other files than its record says: earlier stages may take days."""
-    if changed := hashes.changes(name):
-        raise RunFailed(
-            f"stage {name} was not begun: {'; '.join(changed[:3])}{'; and more' * (len(changed) > 3)} since this run "
-            f"began; undo that, or take it as it is: what is finished is kept, and `{recipe.command}` goes on"
-        )
-
-
-def _refuse_alone(recipe: Recipe, todo: Sequence[str]) -> None:
-    """Raises InputErrors for stages that one process cannot run."""
-    errors = [
-        f"{recipe.source}: stages.{name}.{problem}" for name in todo for problem in needs_processes(recipe.stages[name])
-    ]
-    if errors:
-        raise InputErrors(errors)
-
-
 def _write_recipe(recipe: Recipe, directory: Path) -> None:
     text = yaml.safe_dump(recipe.written, sort_keys=False, allow_unicode=True)
     note = (
@@ -307,7 +173,7 @@ def _execute(recipe: Recipe, name: str, directory: Path, document: dict[str, Any
     sync_folder(directory)
     for folder, _, _ in os.walk(target):
         remove_interrupted(Path(folder))
-    resumed = bool(_work(target))
+    resumed = bool(work(target))
     (target / ERROR_FILE).unlink(missing_ok=True)
     write_atomic(target / STARTED_FILE, json_text({"format": 1, "stage": name, **document}))
     spec = recipe.stages[name]
@@ -319,7 +185,7 @@ def _execute(recipe: Recipe, name: str, directory: Path, document: dict[str, Any
     try:
         results = executor_of(spec.kind)(spec, context)
     except InputError:
-        if all(file.name in _LEFTOVERS for file in target.rglob("*") if not file.is_dir()):
+        if all(file.name in LEFTOVERS for file in target.rglob("*") if not file.is_dir()):
             shutil.rmtree(target)  # wrong input leaves nothing behind, but what has been worked out stays
         raise
     except KeyboardInterrupt as stop:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -27,7 +28,14 @@ from preceptor.objective.terms import Term
 from preceptor.signals import Teacher, TokenBatch
 from preceptor.system.files import verify_directory, write_atomic
 from preceptor.training.arguments import settle
-from preceptor.training.checkpoints import ASIDE, SaveLast, last_checkpoint, publish_checkpoint
+from preceptor.training.checkpoints import (
+    ASIDE,
+    SaveLast,
+    best_known_to,
+    check_best,
+    last_of_all,
+    publish_checkpoint,
+)
 from preceptor.training.engine_checks import check_engine, check_precision
 from preceptor.training.finished import FinishedModels
 from preceptor.training.measuring import MeasuringTrainer
@@ -36,6 +44,7 @@ from preceptor.training.nonfinite import NonFiniteSteps, scaled
 from preceptor.training.stopping import StoppableTrainer
 
 METRICS_STATE = "metrics_state.json"
+_LOG = logging.getLogger("preceptor")
 
 
 class DistillationTrainer(MeasuringTrainer, FinishedModels, StoppableTrainer):
@@ -103,6 +112,7 @@ class DistillationTrainer(MeasuringTrainer, FinishedModels, StoppableTrainer):
                 "set `packing: false`, or load the student with attn_implementation sdpa"
             )
         args.remove_unused_columns = False  # rows are ours, not columns for model.forward
+        args.max_grad_norm = args.max_grad_norm or 0.0  # None: Trainer would compare it with a number
         if args.gradient_checkpointing and args.ddp_find_unused_parameters is None:
             # Looking for unused parameters breaks recomputation; the head gives each at least a zero gradient.
             args.ddp_find_unused_parameters = False
@@ -184,11 +194,16 @@ class DistillationTrainer(MeasuringTrainer, FinishedModels, StoppableTrainer):
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> Any:
         """As Trainer.train; a checkpoint is verified against its manifest before anything of it is read."""
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(Path(self.args.output_dir))
+            resume_from_checkpoint = last_of_all(
+                Path(self.args.output_dir), _LOG.warning,
+                processes=self.args.world_size, main=self.is_world_process_zero(),
+            )  # fmt: skip
         checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
         if checkpoint is not None:
             verify_directory(Path(checkpoint))
             self.check_checkpoint(Path(checkpoint))
+            if self.args.load_best_model_at_end and (best := best_known_to(Path(checkpoint))) is not None:
+                check_best(best)
         self.step_metrics.reset()
         if self.args.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.args.device)

@@ -7,7 +7,6 @@ in the folder `mistralai/Mistral-7B-v0.1` makes a shown recipe run as it is prin
 from __future__ import annotations
 
 import atexit
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ from tempfile import mkdtemp
 from typing import Any
 
 import yaml
+
+import first_folder
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789 :.,?!'-\n<|>_/=+*()ABCDEFGHIJKLMNOPQRSTUVWXYZ[]é"
 LENGTH = 96
@@ -51,18 +52,14 @@ def toy_model() -> Path:
 
 def rows(name: str, count: int = 40) -> list[dict[str, Any]]:
     """Chats that no other dataset has."""
-    asked = [f"{name}: count to {i}" for i in range(count)]
-    return [
-        {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": str(i)}], "metric": "exact"}
-        for i, text in enumerate(asked)
-    ]
+    return first_folder.rows(range(count), about=f"{name}: ", metric="exact")
 
 
 def write_rows(path: Path, name: str) -> None:
     """A data file of the kind its name says, or a Hub dataset's folder where the name has no ending."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix in (".jsonl", ".json"):
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows(name)), encoding="utf-8")
+        first_folder.write_rows(path, rows(name))
     elif path.suffix == ".txt":
         path.write_text("\n\n".join(f"{name} tells story {i}." for i in range(40)), encoding="utf-8")
     else:

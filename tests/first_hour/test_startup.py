@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from first_folder import rows, write_model, write_rows
+from first_folder import rows, write_model, write_rows, write_store
 from preceptor.cli.commands import COMMANDS
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "accelerate", "scipy", "pyarrow", "matplotlib", "rich", "openai")
@@ -73,3 +73,9 @@ def test_a_first_recipe_is_written_without_torch(tmp_path: Path) -> None:
 def test_a_report_needs_no_torch(tmp_path: Path) -> None:
     loaded = ("torch", "transformers", "peft", "datasets", "accelerate")
     assert imported(["report", "nosuch"], loaded, tmp_path) == (2, [])
+
+
+def test_a_store_is_looked_at_without_torch(tmp_path: Path) -> None:
+    write_store(tmp_path / "store")
+    for what in ("info", "verify"):
+        assert imported(["store", what, "store"], (*HEAVY, "pydantic", "tokenizers"), tmp_path) == (0, [])

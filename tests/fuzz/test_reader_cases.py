@@ -81,7 +81,8 @@ def test_a_cell_that_begins_like_a_list_and_is_no_json(tmp_path: Path) -> None:
 def test_a_line_without_end_is_refused_before_it_is_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(formats, "MAX_LINE", 1 << 20)
+    whole = ".jsonl" not in name  # read so, and then a line may be all of the file
+    monkeypatch.setattr(formats, "MAX_WHOLE" if whole else "MAX_LINE", 1 << 20)
     content = b"a" * (40 << 20)
     path = tmp_path / name
     path.write_bytes(gzip.compress(content, 1) if name.endswith(".gz") else content)
@@ -90,8 +91,17 @@ def test_a_line_without_end_is_refused_before_it_is_held(
     said = refused(path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert said == "PATH:1: the line has more than 1,048,576 bytes; split it"
+    mend = "split it, or save it as JSONL" if whole else "split it"
+    assert said == f"PATH:1: the line has more than 1,048,576 bytes; {mend}"
     assert peak < 8 << 20
+
+
+def test_json_in_one_long_line_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As every program writes it that is not asked for indentation."""
+    monkeypatch.setattr(formats, "MAX_LINE", 64)
+    path = tmp_path / "d.json"
+    path.write_text(json.dumps([{"text": "a line"}] * 50))
+    assert len(read(path)) == 50
 
 
 @pytest.mark.parametrize("name", ["d.json", "d.csv.gz", "d.txt.gz"])

@@ -211,7 +211,7 @@ def test_paths_too_long_for_any_file(tmp_path: Path, text: str) -> None:
 def test_a_revision_reads_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str) -> None:
     import huggingface_hub
 
-    from preceptor.running.identity import hub_commit
+    from preceptor.running.inputs import hub_commit
 
     (tmp_path / "cache/datasets--owner--name/refs/main").mkdir(parents=True)
     (tmp_path / "cache/datasets--owner--name/refs/v1").write_text("f" * 40 + "\n")

@@ -81,3 +81,7 @@ def document(folder: Path, runs: str, dropout: float = 0.2, **stage: Any) -> dic
             },
         },
     }
+
+
+def quiet(line: str) -> None:
+    """In the place of a log."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,14 @@ from transformers import set_seed
 import preceptor
 from invariant.recipes import TRAINING, recipe
 from preceptor.trainer import DistillationTrainer
-from preceptor.training.metrics import TIMING
+from same_results import log_lines
 
 
 def trained(folder: Path, name: str, **training: Any) -> tuple[bytes, list[dict[str, Any]]]:
     """The finished student's file and the log without its times."""
     found = preceptor.run(recipe(folder, name, training={**TRAINING, **training}), log=lambda line: None)
     stage = Path(found["directory"], "kd")
-    lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
-    kept = [{key: value for key, value in line.items() if key not in TIMING} for line in lines]
-    return (stage / "model/model.safetensors").read_bytes(), kept
+    return (stage / "model/model.safetensors").read_bytes(), log_lines(stage)
 
 
 def test_the_state_of_the_process_does_not_matter(tmp_path: Path) -> None:

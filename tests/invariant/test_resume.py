@@ -9,69 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 import preceptor
-from invariant.recipes import MICRO, recipe
-from invariant.trainers import Stop, StopAt, trainer, weights
+from invariant.recipes import MICRO, quiet, recipe
+from invariant.trainers import Stop, StopAt, stop_before, trainer, weights
 from preceptor.errors import InputError, RunFailed
 from preceptor.system.files import MANIFEST
 from preceptor.trainer import DistillationTrainer
 from preceptor.training.checkpoints import ASIDE, checkpoint_steps, last_checkpoint
-from preceptor.training.metrics import TIMING
+from same_results import flip, log_lines, same, same_checkpoint
 
 # --- a recipe ---------------------------------------------------------------------------------------------------
-
-
-def quiet(line: str) -> None:
-    pass
-
-
-def stop_before(monkeypatch: pytest.MonkeyPatch, micro_batch: int, error: BaseException) -> None:
-    """Let the trainer's call number `micro_batch` (from 0, counted from now on) fail."""
-    monkeypatch.undo()
-    step = DistillationTrainer.training_step
-    calls = iter(range(10**6))
-
-    def stopping(self: DistillationTrainer, *args: Any, **kwargs: Any) -> Any:
-        if next(calls) == micro_batch:
-            raise error
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(DistillationTrainer, "training_step", stopping)
-
-
-def lines(stage: Path) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMING} for line in found]
-
-
-def same(got: Any, expected: Any, where: str = "") -> None:
-    """Equal to the bit, through dictionaries, lists and tensors."""
-    if isinstance(expected, dict):
-        assert got.keys() == expected.keys(), where
-        for key in expected:
-            same(got[key], expected[key], f"{where}.{key}")
-    elif isinstance(expected, list | tuple):
-        assert len(got) == len(expected), where
-        for i, each in enumerate(expected):
-            same(got[i], each, f"{where}[{i}]")
-    elif isinstance(expected, torch.Tensor):
-        assert torch.equal(got, expected), where
-    else:
-        assert np.array_equal(got, expected), where
-
-
-def same_checkpoint(got: Path, expected: Path) -> None:
-    weights = next(expected.glob("*model.safetensors")).name
-    assert (got / weights).read_bytes() == (expected / weights).read_bytes()
-    for name in ("optimizer.pt", "scheduler.pt"):
-        same(torch.load(got / name, weights_only=True), torch.load(expected / name, weights_only=True), name)
-    assert json.loads((got / "metrics_state.json").read_text()) == json.loads(
-        (expected / "metrics_state.json").read_text()
-    )
 
 
 @pytest.mark.parametrize("way", ["packed", "lora"])
@@ -85,13 +35,13 @@ def test_a_stopped_stage_goes_on_as_if_it_had_not(way: str, tmp_path: Path, monk
     with pytest.raises(KeyboardInterrupt, match="goes on from there"):
         preceptor.run(again, log=quiet)
     assert not checkpoint_steps(parts / "checkpoints")
-    assert lines(parts)[-1]["step"] == 3
+    assert log_lines(parts)[-1]["step"] == 3
     stop_before(monkeypatch, 8 * MICRO + 3, Stop("no more"))
     with pytest.raises(RunFailed, match="no more"):
         preceptor.run(again, log=quiet)
     assert list(checkpoint_steps(parts / "checkpoints")) == [5]
     monkeypatch.undo()
-    monkeypatch.setattr("preceptor.stages.train._save", lambda *_: (_ for _ in ()).throw(Stop("full disk")))
+    monkeypatch.setattr("preceptor.stages.train.save_trained", lambda *_: (_ for _ in ()).throw(Stop("full disk")))
     said: list[str] = []
     with pytest.raises(RunFailed, match="full disk"):
         preceptor.run(again, log=said.append)
@@ -100,8 +50,8 @@ def test_a_stopped_stage_goes_on_as_if_it_had_not(way: str, tmp_path: Path, monk
     result = preceptor.run(again, log=said.append)["stages"]["kd"]
     assert "kd: resumes from checkpoint-15" in said
 
-    assert lines(parts) == lines(whole)
-    assert [line["step"] for line in lines(whole) if "loss" in line] == [2, 4, 6, 8, 10, 12, 14, 15]
+    assert log_lines(parts) == log_lines(whole)
+    assert [line["step"] for line in log_lines(whole) if "loss" in line] == [2, 4, 6, 8, 10, 12, 14, 15]
     for step in (5, 10, 15):
         same_checkpoint(parts / f"checkpoints/checkpoint-{step}", whole / f"checkpoints/checkpoint-{step}")
     folder = "model" if way == "packed" else "adapter"
@@ -151,7 +101,7 @@ def test_trainer_resumes_to_the_bit(case: str, tmp_path: Path) -> None:
     whole = trainer(tmp_path / "whole", **settings)
     whole.train()
     resumed = stop_and_resume(tmp_path / "parts", step, **settings)
-    assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
+    assert log_lines(tmp_path / "parts") == log_lines(tmp_path / "whole")
     same(weights(resumed.model), weights(whole.model))
     expected = checkpoint_steps(tmp_path / "whole/checkpoints")
     got = checkpoint_steps(tmp_path / "parts/checkpoints")
@@ -160,7 +110,7 @@ def test_trainer_resumes_to_the_bit(case: str, tmp_path: Path) -> None:
         same_checkpoint(got[number], expected[number])
     assert not (tmp_path / "whole/checkpoints" / ASIDE).exists()
     if case == "best at the end":
-        losses = [line["eval_loss"] for line in lines(tmp_path / "whole") if "eval_loss" in line]
+        losses = [line["eval_loss"] for line in log_lines(tmp_path / "whole") if "eval_loss" in line]
         best = losses.index(min(losses)) + 1
         assert best < 9
         assert list(expected) == [best]
@@ -171,12 +121,12 @@ def test_max_steps_hold_after_a_resume(tmp_path: Path) -> None:
     settings = {"max_steps": 5, "save_steps": 5}
     whole = trainer(tmp_path / "whole", **settings)
     whole.train()
-    before = lines(tmp_path / "whole")
+    before = log_lines(tmp_path / "whole")
     resumed = trainer(tmp_path / "whole", **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoints/checkpoint-5"))
     assert resumed.state.global_step == 5
     same(weights(resumed.model), weights(whole.model))
-    assert lines(tmp_path / "whole") == before
+    assert log_lines(tmp_path / "whole") == before
 
 
 # --- damaged checkpoints ----------------------------------------------------------------------------------------
@@ -187,12 +137,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     trainer(folder, num_train_epochs=2).train()
     return folder
-
-
-def flip(file: Path) -> None:
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(bytes(data))
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -260,9 +204,9 @@ def test_what_an_interrupted_write_left_is_ignored(tmp_path: Path, monkeypatch: 
 def test_metrics_are_cut_to_the_checkpoint(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made, tmp_path / "run")
     path = tmp_path / "run/metrics.jsonl"
-    whole = lines(tmp_path / "run")
+    whole = log_lines(tmp_path / "run")
     path.write_text(path.read_text() + '{"step": 7, "loss": 1.0}\n{"step": 8, "lo')
     resumed = trainer(tmp_path / "run", num_train_epochs=2)
     resumed.train(resume_from_checkpoint=str(tmp_path / "run/checkpoints/checkpoint-3"))
-    assert lines(tmp_path / "run") == whole
+    assert log_lines(tmp_path / "run") == whole
     assert path.read_text().endswith("\n")

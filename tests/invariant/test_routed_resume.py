@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 
 import preceptor
 from invariant import routed_recipes
-from invariant.test_resume import lines, quiet, same_checkpoint, stop_before
-from invariant.trainers import Stop
+from invariant.recipes import quiet
+from invariant.trainers import Stop, stop_before
 from preceptor.errors import RunFailed
 from preceptor.training.checkpoints import checkpoint_steps
+from same_results import log_lines, same_checkpoint
 
 # 3 steps of 2 micro-batches in each of 2 epochs.
 TRAINING = {
@@ -72,7 +73,10 @@ def test_one_copy_of_the_base_trains_as_three_do(whole: Path) -> None:
     for name, tensor in three.items():
         torch.testing.assert_close(one[name], tensor, rtol=1e-4, atol=1e-6)
     logs = [
-        [{key: value for key, value in line.items() if "memory" not in key} for line in lines(whole / runs / "r/dae")]
+        [
+            {key: value for key, value in line.items() if "memory" not in key}
+            for line in log_lines(whole / runs / "r/dae")
+        ]
         for runs in ("whole", "apart")
     ]
     for got, wanted in zip(*logs, strict=True):
@@ -100,7 +104,7 @@ def test_a_stopped_stage_resumes_to_the_bit(whole: Path, monkeypatch: pytest.Mon
     preceptor.run(again, log=said.append)
     assert "dae: resumes from checkpoint-4" in said
     expected = whole / "whole/r/dae"
-    assert lines(stage) == lines(expected)
+    assert log_lines(stage) == log_lines(expected)
     for step in (2, 4, 6):
         same_checkpoint(stage / f"checkpoints/checkpoint-{step}", expected / f"checkpoints/checkpoint-{step}")
     for name, tensor in saved(expected).items():

@@ -6,7 +6,6 @@ micro-batches, and only for those.
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from invariant.ranks import on_two_ranks, whole
 from invariant.trainers import Stop, StopAt, trainer, weights
 from oracle import routers
 from preceptor import NextToken, RouterBalance
-from preceptor.training.metrics import TIMING
+from same_results import log_lines
 
 
 @cache
@@ -61,11 +60,6 @@ def test_two_ranks_equal_brute_force(two_ranks: Path, case: tuple[str, bool | No
 # --- the Trainer ------------------------------------------------------------------------------------------------
 
 
-def lines(folder: Path) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMING} for line in found]
-
-
 def run(folder: Path, *callbacks: TrainerCallback, resume_from: str | None = None, **settings: Any) -> Any:
     terms = (NextToken(), RouterBalance(0.5))
     made = trainer(folder, *callbacks, model=toys.sparse("mixtral", 1, attention_dropout=0.3), terms=terms, **settings)
@@ -75,13 +69,13 @@ def run(folder: Path, *callbacks: TrainerCallback, resume_from: str | None = Non
 
 def test_logs_tell_the_balance_and_the_load(tmp_path: Path) -> None:
     whole = run(tmp_path, eval_strategy="steps", eval_steps=3)
-    logged = [line for line in lines(tmp_path) if "loss" in line]
+    logged = [line for line in log_lines(tmp_path) if "loss" in line]
     assert len(logged) == 5
     for line in logged:
         assert line["loss"] == pytest.approx(line["next_token"] + 0.5 * line["router_balance"], rel=1e-6)
         assert 1.5 < line["router_balance"] < 5
         assert 0 <= line["expert_share_min"] < 1 / 5 < line["expert_share_max"] <= 1 / 2
-    evaluated = [line for line in lines(tmp_path) if "eval_loss" in line]
+    evaluated = [line for line in log_lines(tmp_path) if "eval_loss" in line]
     assert evaluated
     for line in evaluated:
         assert line["eval_loss"] == pytest.approx(line["eval_next_token"] + 0.5 * line["eval_router_balance"])
@@ -95,7 +89,7 @@ def test_a_dead_expert_is_seen(tmp_path: Path) -> None:
     made = trainer(tmp_path, model=model, terms=(NextToken(), RouterBalance()), max_steps=2, learning_rate=0.0)
     made.train()
     # All logits are equal: the same two experts are taken for every token, which P alone would not tell.
-    (line,) = [line for line in lines(tmp_path) if "loss" in line]
+    (line,) = [line for line in log_lines(tmp_path) if "loss" in line]
     assert line["expert_share_min"] == 0
     assert line["expert_share_max"] == 0.5
 
@@ -107,4 +101,4 @@ def test_a_resumed_run_logs_and_trains_the_same(tmp_path: Path) -> None:
     again = run(tmp_path / "again", resume_from=str(tmp_path / "again/checkpoints/checkpoint-3"))
     for name, value in weights(whole.model).items():
         assert torch.equal(weights(again.model)[name], value), name
-    assert lines(tmp_path / "again") == lines(tmp_path / "whole")  # the load of step 3 is in the line of step 4
+    assert log_lines(tmp_path / "again") == log_lines(tmp_path / "whole")  # the load of step 3 is in the line of step 4

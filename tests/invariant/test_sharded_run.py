@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 
 import preceptor
 from invariant.recipes import document
-from preceptor.distributed import launch_arguments
 from preceptor.recipe import load_recipe
+from preceptor.running.launching import launch_arguments
 from preceptor.system.files import verify_directory
 
 SMALL = {"per_device_train_batch_size": 2, "use_cpu": True, "logging_steps": 1, "save_strategy": "no"}

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 import preceptor
-from invariant.recipes import MICRO, document
-from invariant.test_resume import quiet, stop_before
-from preceptor.distributed import launch_arguments
+from invariant.recipes import MICRO, document, quiet
+from invariant.trainers import stop_before
 from preceptor.recipe import load_recipe
+from preceptor.running.launching import launch_arguments
 from preceptor.system.files import verify_directory
 from preceptor.training.checkpoints import checkpoint_steps
 

@@ -55,6 +55,7 @@ def test_they_resume_to_the_bit(ranks: list[dict[str, Any]]) -> None:
     for each in ranks:
         found = each["resumed"]
         assert found["last"] == "checkpoint-9"
+        assert found["damaged"] == [f"checkpoint-{step}.damaged" for step in range(6, 10)], "by one process"
         assert lines(found["again_lines"]) == lines(found["lines"])
         for name, value in found["whole"].items():
             assert torch.equal(found["again"][name], value), name

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
@@ -38,6 +39,20 @@ class StopAt(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == self.step:
             raise Stop
+
+
+def stop_before(monkeypatch: pytest.MonkeyPatch, micro_batch: int, error: BaseException) -> None:
+    """Let the trainer's call number `micro_batch` (from 0, counted from now on) fail."""
+    monkeypatch.undo()
+    step = DistillationTrainer.training_step
+    calls = iter(range(10**6))
+
+    def stopping(self: DistillationTrainer, *args: Any, **kwargs: Any) -> Any:
+        if next(calls) == micro_batch:
+            raise error
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(DistillationTrainer, "training_step", stopping)
 
 
 def datasets() -> dict[str, list[EncodedRow]]:

@@ -133,8 +133,8 @@ UNLIKE: dict[str, tuple[Callable[[Path], object], str]] = {
         "model 'B': comes with Python code of its own; give a model of an architecture in transformers",
     ),
     "a config that is not valid": (
-        lambda b: edit_config(b, hidden_size="wide"),
-        "model 'B': config.json is not valid (Validation error for field 'hidden_size'); correct it",
+        lambda b: edit_config(b, hidden_act=["silu"]),
+        "model 'B': config.json is not valid (Validation error for field 'hidden_act'); correct it",
     ),
 }
 

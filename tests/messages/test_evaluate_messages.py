@@ -153,9 +153,11 @@ def test_a_model_with_weights_on_disk(tmp_path: Path) -> None:
     away = model(tmp_path / "one", "User: Assistant:\nqyes").model_copy(update={"device_map": {"": "disk"}})
     with pytest.raises(InputError) as caught:
         evaluate_models({"one": away}, [EvaluationSet("shop", "domain", "test", (question(row()),))])
-    assert str(caught.value) == (
-        "models.one: `device_map` left some of its weights off the devices (offloaded), which only a teacher may; give "
-        "it more devices, or quantise it"
+    # accelerate 1.13 refuses by itself to put a whole model there.
+    assert "could not be loaded (You are trying to offload the whole model to the disk." in str(caught.value) or (
+        str(caught.value)
+        == "models.one: `device_map` left some of its weights off the devices (offloaded), which only a teacher may; "
+        "give it more devices, or quantise it"
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from preceptor.cli import main
 from preceptor.errors import InputErrors
 from preceptor.recipe import load_recipe, parse_recipe
-from preceptor.recipe.secret_text import secret_in
+from preceptor.system.secret_text import secret_in
 
 TOLD = (
     ", which would be copied into files and messages; take it out, and name the environment variable that holds it "
@@ -86,6 +86,11 @@ def test_on_the_command_line(arguments: list[str], capfd: pytest.CaptureFixture[
         "stages.kd.training.learning_rate=1e-5",
         "sk-learn",
         "sketch-of-a-long-model-name",
+        "org/mistral-sk-7b-instruct-v0.1",  # Slovak
+        "data/cs-sk-parallel-corpus-v2.jsonl",
+        "data/sk-wikipedia2024-train.jsonl",
+        "tell me of Bearer authentication",
+        "https://judge.example.org/v1?api-version=2024-10-21",
         "a sentence about user:name@example.org",
         "{question}://x y@z",
     ],
@@ -106,3 +111,28 @@ def test_a_variable_that_holds_a_path_or_a_short_word(monkeypatch: pytest.Monkey
     monkeypatch.setenv("SOME_KEY", "questions")
     assert secret_in("/home/me/.ssh/key-of-mine") is None
     assert secret_in("questions.jsonl") is None
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "sk-proj-0123456789abcdefXYZabc",
+        "sk-ant-api03-aB3dE5fG7-aB3dE5fG7",
+        f"sk-{'a1b2c3d4' * 4}",
+        "Bearer abcdef0123456",
+    ],
+)
+def test_forms_of_keys(key: str) -> None:
+    assert secret_in(f"see {key}.") == "what looks like an access key"
+
+
+def test_a_variable_that_holds_a_name_or_a_control_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of variables that end in KEY or TOKEN are common; of those that say what they hold, every value counts."""
+    monkeypatch.setenv("MODEL_KEY", "mistral-7b-instruct-v0.3")
+    monkeypatch.setenv("EOS_TOKEN", "<|endoftext|>")
+    assert secret_in("./models/mistral-7b-instruct-v0.3") is None
+    assert secret_in("ends with <|endoftext|>") is None
+    for name in ("JUDGE_API_KEY", "DB_PASSWORD", "HF_TOKEN"):
+        monkeypatch.setenv(name, "correct-horse-staple")
+        assert secret_in("x correct-horse-staple") == f"what the environment variable {name} holds"
+        monkeypatch.delenv(name)

@@ -17,6 +17,7 @@ import toys
 from preceptor.cli import main
 from preceptor.errors import InputErrors
 from preceptor.recipe import parse_recipe
+from same_results import flip
 
 STORE = "  st: {kind: store, teacher: ./big, student: ./small, data: [shop, general]}"
 GOOD = f"""\
@@ -222,12 +223,6 @@ def empty(store: Path) -> None:
     (store / "manifest.json").write_text(json.dumps({**manifest, "shards": {}}))
 
 
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
 SHARD = "000-00000.safetensors"
 MEND = "copy the store again, or write it anew"
 HASH = {"sha256": "0123456789abcdef"}
@@ -383,7 +378,7 @@ def test_info_and_verify(made: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["store", "info", str(store)]) == 0
     out = capsys.readouterr().out
     assert "mode: sample, 50 draws at temperature 1" in out
-    assert "40 rows, 1,014 target positions in 1 shards" in out
+    assert "40 rows, 1,014 target positions in 1 shard," in out
     assert main(["store", "verify", str(store), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["whole"], found["shards"]) == (True, 1)

@@ -58,8 +58,8 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         "recipe: stages.s has a model called 'm' in mt_bench.answers and in `models`; call one of them otherwise",
     ),
     "a key of an endpoint": (
-        stage(mt_bench={**BENCH, "prompts": "p", "judge": {**JUDGE, "api_key": "secret"}}),
-        f"recipe: stages.s.mt_bench.judge.api_key is not a key that exists here; accepted are {KEYS}",
+        stage(mt_bench={**BENCH, "prompts": "p", "judge": {**JUDGE, "colour": "red"}}),
+        f"recipe: stages.s.mt_bench.judge.colour is not a key that exists here; accepted are {KEYS}",
     ),
     "an order": (
         stage(alpaca_eval={"baseline": "b.json", "order": "rndom"}),
@@ -169,9 +169,13 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
         ["a=x", "--include", "tasks"],
         "preceptor evaluate: --include is given without --tasks; add that, or leave it out",
     ),
-    "two models of one name": (
-        ["x/model", "y/model"],
-        "preceptor evaluate: two models are called 'model'; give them names, as in first=y/model other=…",
+    "two models of one name, which is a run's folder": (
+        ["./model", "x/../model"],
+        "preceptor evaluate: two models are called 'model'; give them names, as in first=x/../model other=…",
+    ),
+    "two stages of one name": (
+        ["x/kd/model", "y/kd/model"],
+        "preceptor evaluate: two models are called 'kd'; give them names, as in first=y/kd/model other=…",
     ),
     "an endpoint without a model": (
         ["http://127.0.0.1:8000/v1"],

@@ -52,7 +52,7 @@ def test_the_harness_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert said(TasksSpec(names=["letters"])) == (
         "stages.scores.tasks: needs lm-evaluation-harness, which is not installed; install it with `pip install "
-        "'preceptor[eval]'`, or leave `tasks` out"
+        "'lm-eval>=0.4.13'`, or leave `tasks` out"
     )
 
 

@@ -12,14 +12,14 @@ from peft import LoraConfig, get_peft_model
 
 import preceptor
 import toys
-from invariant.recipes import document
-from invariant.test_resume import flip, quiet
+from invariant.recipes import document, quiet
 from invariant.trainers import trainer
 from preceptor.errors import InputErrors
 from preceptor.models.save import save_model
 from preceptor.recipe import Recipe, parse_recipe
 from preceptor.system import files
 from preceptor.training.checkpoints import UNSCHEDULED, checkpoint_steps, drop_spare
+from same_results import flip
 
 
 def recipe(folder: Path) -> Recipe:

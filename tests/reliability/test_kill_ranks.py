@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from invariant.ranks import on_two_ranks
-from invariant.test_resume import lines, same
 from preceptor.training.checkpoints import UNSCHEDULED, checkpoint_steps
 from reliability.stopping_ranks import on_rank
+from same_results import log_lines, same
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_the_training_goes_on_to_the_bit(ranks: Path) -> None:
     for rank in (0, 1):
         got, expected = (torch.load(ranks / f"{name}-{rank}.pt", weights_only=True) for name in ("parts", "whole"))
         same(got, expected)
-    assert lines(ranks / "parts") == lines(ranks / "whole")
+    assert log_lines(ranks / "parts") == log_lines(ranks / "whole")
     steps = checkpoint_steps(ranks / "parts/checkpoints")
     assert list(steps) == list(checkpoint_steps(ranks / "whole/checkpoints")) == [3, 6, 9]
     assert not any((path / UNSCHEDULED).exists() for path in steps.values())

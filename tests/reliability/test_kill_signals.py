@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from invariant.test_resume import lines, same, same_checkpoint
 from invariant.trainers import trainer, weights
 from preceptor.system import interrupts
 from preceptor.system.interrupts import Interrupted, deferred, listening
 from preceptor.training.checkpoints import UNSCHEDULED, checkpoint_steps
+from same_results import log_lines, same, same_checkpoint
 
 
 def send(number: int) -> None:
@@ -32,6 +33,14 @@ def send(number: int) -> None:
 
 def silent(line: str) -> None:
     pass
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """Ctrl-C as in a terminal; what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 # --- a block that listens ---------------------------------------------------------------------------------------
@@ -55,7 +64,7 @@ def test_the_first_is_noted_where_it_is_deferred_and_the_second_stops() -> None:
         assert interrupts.asked() == 0
         send(signal.SIGTERM)
         assert interrupts.asked() == signal.SIGTERM
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while not said and time.monotonic() < until:
             time.sleep(0.01)
         assert said == ["SIGTERM: stops after this step and a checkpoint; a second one stops at once"]
@@ -131,6 +140,29 @@ def test_a_data_worker_that_the_same_signal_ended_fails_no_step() -> None:
         signal.signal(signal.SIGCHLD, before)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="forks a process that has threads")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_data_worker_says_nothing_and_goes_on(tmp_path: Path) -> None:
+    """A terminal sends Ctrl-C to all of a group, and workers have their parent's handlers."""
+
+    def say(line: str) -> None:
+        with (tmp_path / "said").open("a") as stream:
+            stream.write(f"{os.getpid()}\n")
+
+    with pytest.raises(Interrupted), listening(say), deferred():  # noqa: PT012
+        child = os.fork()
+        if not child:
+            with suppress(BaseException):
+                send(signal.SIGINT)
+                time.sleep(0.2)
+                os._exit(7)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        assert not (tmp_path / "said").exists()
+        send(signal.SIGINT)
+        wait_for((tmp_path / "said").exists)
+
+
 # --- a training -------------------------------------------------------------------------------------------------
 
 
@@ -200,7 +232,7 @@ def test_a_signal_changes_no_number(case: str, tmp_path: Path) -> None:
     resumed.train(resume_from_checkpoint=True)
     assert list(again.drawn) == list(range(stops[-1], 9))
     assert again.drawn == {step: draws.drawn[step] for step in again.drawn}, "python, numpy, torch"
-    assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
+    assert log_lines(tmp_path / "parts") == log_lines(tmp_path / "whole")
     same(weights(resumed.model), weights(whole.model))
     expected, got = checkpoint_steps(tmp_path / "whole/checkpoints"), checkpoint_steps(folder)
     left = [step for step, path in got.items() if (path / UNSCHEDULED).exists()]
@@ -245,7 +277,7 @@ def test_measuring_at_the_start_is_not_done_again(tmp_path: Path) -> None:
     trainer(tmp_path / "whole", At(), **settings).train()
     interrupted(tmp_path / "parts", 2, **settings)
     trainer(tmp_path / "parts", At(), **settings).train(resume_from_checkpoint=True)
-    assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
+    assert log_lines(tmp_path / "parts") == log_lines(tmp_path / "whole")
 
 
 # --- launched processes -----------------------------------------------------------------------------------------
@@ -266,7 +298,7 @@ time.sleep(100)
 """
 _LAUNCH = """
 import signal, sys
-from preceptor.distributed import launch
+from preceptor.running.launching import launch
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(launch(["--standalone", "--nproc_per_node", "2", "rank.py"]))
 """
@@ -288,7 +320,7 @@ def launched(folder: Path) -> subprocess.Popen[str]:
 def test_a_launcher_passes_a_signal_on_and_waits(number: int, code: int, tmp_path: Path) -> None:
     process = launched(tmp_path)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=240)
     assert process.returncode == code
     assert {path.name: path.read_text() for path in tmp_path.glob("ended-*")} == {
         "ended-0": str(int(number)), "ended-1": str(int(number)),
@@ -300,7 +332,7 @@ def test_a_launcher_passes_a_signal_on_and_waits(number: int, code: int, tmp_pat
 def test_processes_end_with_a_launcher_that_was_killed(tmp_path: Path) -> None:
     process = launched(tmp_path)
     process.kill()
-    process.wait(60)
+    process.wait(240)
     wait_for(lambda: len(list(tmp_path.glob("ended-*"))) == 2)
     assert {path.read_text() for path in tmp_path.glob("ended-*")} == {str(int(signal.SIGTERM))}
 

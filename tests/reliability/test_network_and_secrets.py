@@ -202,11 +202,43 @@ def test_the_switch_is_set_where_nothing_is_named_and_set_back(tmp_path: Path, m
         assert not datasets.config.HF_UPDATE_DOWNLOAD_COUNTS, "nobody is told of it all the same"
 
 
-def test_compiled_code_is_not_fetched_even_where_a_model_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "kernels", raising=False)
+def test_bitsandbytes_fetches_no_compiled_code_even_where_a_model_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [each for each in sys.modules if each.split(".")[0] in ("kernels", "bitsandbytes")]:
+        monkeypatch.delitem(sys.modules, name)
     (tmp_path / "kernels.py").write_text("fetched = True\n")
+    (tmp_path / "bitsandbytes").mkdir()
+    (tmp_path / "bitsandbytes/__init__.py").write_text(
+        "try:\n    import kernels\nexcept ImportError:\n    kernels = None\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
-    with only_what_is_named(recipe(tmp_path, kd={"model": "org/base"})), pytest.raises(ImportError):
-        __import__("kernels")
-    assert __import__("kernels").fetched, "afterwards the process is its owner's again"
-    sys.modules.pop("kernels")
+    finders = list(sys.meta_path)
+    with only_what_is_named(recipe(tmp_path, kd={"model": "org/base"})):
+        assert __import__("bitsandbytes").kernels is None
+        assert __import__("kernels").fetched, "a quantised model of the user's may need them"
+        del sys.modules["bitsandbytes"]
+        assert __import__("bitsandbytes").kernels is None
+        assert sys.modules["kernels"].fetched
+    assert sys.meta_path == finders
+    for name in ("kernels", "bitsandbytes"):
+        sys.modules.pop(name)
+
+
+@pytest.mark.parametrize(
+    ("config", "trusted", "named"),
+    [
+        ({"auto_map": {"AutoModelForCausalLM": "org/code--modeling.T"}}, True, True),
+        ({"auto_map": {"AutoModelForCausalLM": "org/code--modeling.T"}}, False, False),
+        ({"auto_map": {"AutoModelForCausalLM": "modeling.T"}}, True, False),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, False, True),
+        ({"quantization_config": {"quant_method": "gptq"}}, False, False),
+        ([], False, False),
+    ],
+)
+def test_a_model_here_whose_code_or_kernels_are_there(tmp_path: Path, config: Any, trusted: bool, named: bool) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    model = {"path": str(folder), "trust_remote_code": trusted}
+    assert named_elsewhere(recipe(tmp_path, kd={"model": model})) == [str(folder)] * named

@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 import toys
 from preceptor.errors import InputError
 from preceptor.models.checkpoint import check_model
+from preceptor.models.config_values import check_sizes
+from preceptor.models.headers import TensorInfo
 from preceptor.models.load import load_model
 from preceptor.models.tokenizers import load_tokenizer, train_tokenizer
 from preceptor.recipe import ModelSpec
@@ -292,12 +294,42 @@ def test_files_nested_too_deep(folder: Path, file: str) -> None:
     assert all("Traceback" not in sentence for sentence in sentences)
 
 
-def test_old_checkpoints_with_frequencies_of_rope_are_accepted(folder: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        "model.layers.0.self_attn.masked_bias",  # older releases of transformers
+        "model.layers.0.self_attn.k_scale",  # of quantisers
+        "model.visual.blocks.7.attn.weight",  # a model of images and text, of which the text is read
+        "mtp.layers.7.weight",  # for several tokens at once, as Qwen calls them
+    ],
+)
+def test_further_tensors_that_are_no_layers_of_the_decoder_are_accepted(folder: Path, name: str) -> None:
+    file = folder / "model" / "model.safetensors"
+    save_file({**load_file(file), name: torch.ones(4)}, file, metadata={"format": "pt"})
+    assert loaded(folder) == ""
+
+
+def test_layers_that_predict_several_tokens_are_accepted(folder: Path) -> None:
+    """DeepSeek and GLM number them on from the decoder's; any other layer is still one that the config leaves out."""
     file = folder / "model" / "model.safetensors"
     tensors = load_file(file)
-    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
-    save_file(tensors, file, metadata={"format": "pt"})
+    save_file({**tensors, "model.layers.2.eh_proj.weight": torch.ones(4)}, file, metadata={"format": "pt"})
+    assert "1 tensor is in the weights and not in the model" in loaded(folder)
+    edit(folder / "model" / "config.json", num_nextn_predict_layers=1)
     assert loaded(folder) == ""
+    save_file({**tensors, "model.layers.3.eh_proj.weight": torch.ones(4)}, file, metadata={"format": "pt"})
+    assert "1 tensor is in the weights and not in the model" in loaded(folder)
+
+
+def test_sizes_of_each_layer() -> None:
+    """As Gemma 3n has them; each is looked at."""
+    tensors = {str(number): TensorInfo("F32", (8, 8)) for number in range(4)}
+    config = {"hidden_size": 8, "num_hidden_layers": 2, "intermediate_size": [16, 8], "num_attention_heads": [2, 1]}
+    check_sizes(config, tensors, "m")
+    for wrong in ([16, 10**6], [16, 0], [16, "8"], []):
+        with pytest.raises(InputError, match=r"m: config\.json has `intermediate_size`"):
+            check_sizes({**config, "intermediate_size": wrong}, tensors, "m")
 
 
 def test_a_pipe_in_the_place_of_a_file(folder: Path) -> None:

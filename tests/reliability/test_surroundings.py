@@ -11,15 +11,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import every_kind
 import preceptor
+from invariant.recipes import quiet
 from preceptor.cli import main
 from preceptor.errors import InputErrors, RunFailed
 from preceptor.recipe import Recipe, parse_recipe
+from preceptor.running.refusals import refuse_damaged
 from preceptor.system import files, hashes
 from small_disk import small_disk
 
@@ -33,10 +36,6 @@ def kd_recipe(folder: Path, runs_dir: Path | None = None, **training: Any) -> Re
     raw["stages"]["kd"]["training"] = {**raw["stages"]["kd"]["training"], **training}
     every_kind.write(folder, raw)
     return parse_recipe(raw, folder=folder)
-
-
-def quiet(line: str) -> None:
-    pass
 
 
 def as_nobody(act: Callable[[], int], folder: Path) -> str:
@@ -271,6 +270,28 @@ def test_a_large_file_that_was_replaced_is_not_taken_for_the_old_one(
     (tmp_path / "other").rename(path)
     found.append(remembered(path, store))
     assert len(set(found)) == 3
+
+
+def test_a_model_of_an_earlier_stage_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on checks what it reads; ninety gigabytes that nobody has touched are not read for it again."""
+    monkeypatch.setattr(hashes.Hashes, "_LARGE", 0)
+    monkeypatch.setattr(hashes, "_RACE", -(10**12))
+    (tmp_path / "aside").mkdir()
+    (tmp_path / "aside" / "weights").write_bytes(b"x" * 100)
+    (tmp_path / "teacher").mkdir()
+    files.publish_directory(tmp_path / "aside", tmp_path / "teacher" / "model")
+    read: list[Path] = []
+    real = hashes.sha256_file
+    monkeypatch.setattr(hashes, "sha256_file", lambda path: (read.append(path), real(path))[1])
+    recipe: Any = SimpleNamespace(stage_reads=lambda stage: ["teacher"])
+    for _ in range(2):
+        known = hashes.Hashes(tmp_path / ".hashes.json")
+        refuse_damaged(recipe, tmp_path, ["kd"], known)
+        known.save()
+    assert read == [tmp_path / "teacher" / "model" / "weights"]
+    (tmp_path / "teacher" / "model" / "weights").write_bytes(b"y" * 100)
+    with pytest.raises(InputErrors, match="copy the folder again, or make it anew with --redo teacher"):
+        refuse_damaged(recipe, tmp_path, ["kd"], hashes.Hashes(tmp_path / ".hashes.json"))
 
 
 def test_a_file_that_is_a_moment_old_is_hashed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

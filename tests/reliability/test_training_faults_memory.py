@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +16,15 @@ import pytest
 import torch
 
 import preceptor
-from invariant.recipes import MICRO, TRAINING, recipe
+from invariant.recipes import MICRO, TRAINING, quiet, recipe
 from preceptor.errors import InputError, RunFailed
 from preceptor.faults import OutOfMemory, dead_worker, out_of_memory
 from preceptor.plan import out_of_memory as planned
 from preceptor.running.exhausted import explained
+from preceptor.system.interrupts import listening
 from preceptor.trainer import DistillationTrainer
 
 SETTINGS = {**TRAINING, "num_train_epochs": 2, "save_steps": 2, "eval_strategy": "no"}  # 6 steps
-
-
-def quiet(line: str) -> None:
-    pass
 
 
 def exhaust() -> None:
@@ -180,3 +179,43 @@ def test_what_was_found_in_time_is_told(tmp_path: Path, monkeypatch: pytest.Monk
         "`preceptor plan` reckons 4.0 GB for such a step and says what needs less, such as a lower "
         "`training.per_device_train_batch_size`"
     )
+
+
+SHORT = (
+    "the GPU ran out of memory in step 3; `training.per_device_train_batch_size` can be lower, and "
+    "`preceptor plan recipe` says what else helps"
+)
+
+
+def swallows() -> None:
+    with suppress(TimeoutError):  # as a library that tries one way and then another
+        time.sleep(30)
+    time.sleep(30)
+
+
+def interrupts() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(30)
+
+
+@pytest.mark.parametrize("fault", [swallows, interrupts])
+def test_the_search_ends_and_the_cause_is_told(
+    fault: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("preceptor.plan.out_of_memory._simulations", lambda *_: fault())
+    monkeypatch.setattr(planned, "SECONDS", 0.1)
+    begun = time.monotonic()
+    with listening(quiet):
+        said = explained(OutOfMemory("the GPU ran out of memory in step 3"), recipe(tmp_path, "runs"), "kd")
+    assert str(said) == SHORT
+    assert time.monotonic() - begun < 25
+
+
+def test_a_device_that_gives_nothing_back_hides_no_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", broken)
+    said = explained(OutOfMemory("the GPU ran out of memory in step 3"), recipe(tmp_path, "runs"), "kd")
+    assert str(said) == SHORT

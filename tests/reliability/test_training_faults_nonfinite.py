@@ -19,8 +19,8 @@ from preceptor.recipe import LoraSpec
 from preceptor.stages.build import add_lora
 from preceptor.trainer import DistillationTrainer
 from preceptor.training.checkpoints import last_checkpoint
-from preceptor.training.metrics import TIMING
 from reliability.faulty import POISON, BadGradient, made, rows, student
+from same_results import log_lines
 
 BAD = 5  # a row of the second of six steps, in its first micro-batch
 ITS_STEP = range(4, 8)
@@ -28,11 +28,6 @@ ITS_STEP = range(4, 8)
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "nonfinite.jsonl").read_text().splitlines()]
-
-
-def logged(folder: Path, *without: str) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in (*TIMING, *without)} for line in found]
 
 
 def same_training(one: DistillationTrainer, other: DistillationTrainer) -> None:
@@ -71,8 +66,8 @@ def test_a_poisoned_step_is_as_one_without_targets(settings: dict[str, Any], tmp
     same_training(bad, empty)
     assert not torch.equal(bad.model.lm_head.weight, plain.model.lm_head.weight)
     counts = ("skipped_steps", "nonfinite_steps", "grad_norm")
-    assert logged(tmp_path / "bad", *counts) == logged(tmp_path / "empty", *counts)
-    assert [line["nonfinite_steps"] for line in logged(tmp_path / "bad") if "nonfinite_steps" in line] == [
+    assert log_lines(tmp_path / "bad", *counts) == log_lines(tmp_path / "empty", *counts)
+    assert [line["nonfinite_steps"] for line in log_lines(tmp_path / "bad") if "nonfinite_steps" in line] == [
         0,
         1,
         0,
@@ -82,7 +77,7 @@ def test_a_poisoned_step_is_as_one_without_targets(settings: dict[str, Any], tmp
     ]
     assert (bad.step_metrics.nonfinite_total, bad.step_metrics.skipped_total) == (1, 0)
     assert (empty.step_metrics.nonfinite_total, empty.step_metrics.skipped_total) == (0, 1)
-    second = logged(tmp_path / "bad")[1]
+    second = log_lines(tmp_path / "bad")[1]
     assert (second["loss"], second["targets"]) == (None, 0)
     assert "grad_norm" not in second
 
@@ -114,8 +109,8 @@ def test_packed_rows_are_told_apart(tmp_path: Path) -> None:
     assert sorted(row["origin"] for row in micro_batch["rows"]) == ["rows.jsonl:5", "rows.jsonl:6"]
 
 
-@pytest.mark.parametrize("max_grad_norm", [0, 1.0])
-def test_an_infinite_gradient_of_a_finite_loss(max_grad_norm: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("max_grad_norm", [None, 0, 1.0])
+def test_an_infinite_gradient_of_a_finite_loss(max_grad_norm: float | None, tmp_path: Path) -> None:
     said: list[str] = []
     bad = made(
         tmp_path / "bad", rows(), BadGradient(4), model=student(poison=0), said=said, max_grad_norm=max_grad_norm
@@ -198,7 +193,7 @@ def test_a_resumed_training_goes_on_counting(tmp_path: Path) -> None:
     same_training(resumed, whole)
     assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
     assert [line["in_a_row"] for line in lines(tmp_path / "whole")] == [1, 2, 3, 1]
-    assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
+    assert log_lines(tmp_path / "parts") == log_lines(tmp_path / "whole")
     assert resumed.step_metrics.nonfinite_total == whole.step_metrics.nonfinite_total == 4
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import multiprocessing
 import os
 import signal
@@ -16,18 +15,14 @@ import pytest
 import torch
 
 import preceptor
-from invariant.recipes import MICRO, TRAINING, recipe
+from every_kind import outcome
+from invariant.recipes import MICRO, TRAINING, quiet, recipe
 from preceptor.data.collator import Collator
 from preceptor.errors import RunFailed
 from preceptor.trainer import DistillationTrainer
-from preceptor.training.metrics import TIMING
 
 SETTINGS = {**TRAINING, "num_train_epochs": 2, "save_steps": 2, "eval_strategy": "no"}  # 6 steps
 WORKERS = {**SETTINGS, "dataloader_num_workers": 2}
-
-
-def quiet(line: str) -> None:
-    pass
 
 
 def fail_in(monkeypatch: pytest.MonkeyPatch, micro_batch: int, fault: Callable[[], object]) -> None:
@@ -48,12 +43,6 @@ def kill_one() -> None:
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGKILL)
     time.sleep(0.5)  # the signal that tells of it may take a moment
-
-
-def outcome(stage: Path) -> Any:
-    lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
-    weights = (stage / "model/model.safetensors").read_bytes()
-    return weights, [{key: value for key, value in line.items() if key not in TIMING} for line in lines]
 
 
 @pytest.fixture(scope="module")

@@ -32,12 +32,12 @@ with RunLock(Path(sys.argv[1])), EndpointCache(Path(sys.argv[1]) / "replies.json
     cache.add("k", {})
     child = os.fork()
     if child == 0:
-        time.sleep(60)
+        time.sleep(300)
         os._exit(0)
     import subprocess
-    program = subprocess.Popen(["sleep", "60"], close_fds=False)
+    program = subprocess.Popen(["sleep", "300"], close_fds=False)
     print(child, program.pid, flush=True)
-    time.sleep(60)
+    time.sleep(300)
 """
 
 

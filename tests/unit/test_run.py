@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import preceptor
 from preceptor.cli import main
 from preceptor.errors import InputError, InputErrors, RunFailed
 from preceptor.recipe import Recipe, load_recipe
-from preceptor.running import identity, lock
+from preceptor.running import inputs
 from preceptor.runs import run
 from preceptor.stages import AHEAD_CHECKS, CHECKS, EXECUTORS
 from preceptor.stages.context import StageContext
@@ -232,7 +231,7 @@ def test_data_that_moved_is_the_same_data(folder: Path, fakes: Fakes) -> None:
 
 def test_hub_commits_decide(folder: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
     commits = {"owner/teacher": "a" * 40}
-    monkeypatch.setattr(identity, "hub_commit", lambda name, revision, kind: commits[name])
+    monkeypatch.setattr(inputs, "hub_commit", lambda name, revision, kind: commits[name])
     run(recipe("stages.kd.teacher=owner/teacher"), log=silent)
     commits["owner/teacher"] = "b" * 40
     with pytest.raises(InputErrors, match=r"the content of teacher.path.commit has changed"):
@@ -240,7 +239,7 @@ def test_hub_commits_decide(folder: Path, fakes: Fakes, monkeypatch: pytest.Monk
 
 
 def test_a_commit_needs_no_hub() -> None:
-    assert identity.hub_commit("owner/name", "c" * 40, "model") == "c" * 40
+    assert inputs.hub_commit("owner/name", "c" * 40, "model") == "c" * 40
 
 
 def test_a_failed_stage_says_how_to_go_on_and_goes_on(folder: Path, fakes: Fakes) -> None:
@@ -497,42 +496,47 @@ def test_results_on_the_command_line(folder: Path, fakes: Fakes, capsys: pytest.
     assert "student: done in" in output.err
 
 
-def hold(folder: str, ready: Any, leave: Any) -> None:
-    with lock.RunLock(Path(folder)):
-        ready.set()
-        leave.wait(30)
+HOLD = """
+import sys
+from pathlib import Path
+from preceptor.running.lock import RunLock
+with RunLock(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process holds the run directory, until the end of its standard input."""
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        try:
+            assert holder.stdout.readline() == "held\n"
+            yield holder
+        finally:
+            holder.kill()
 
 
 def test_a_run_directory_in_use_is_refused(folder: Path, fakes: Fakes) -> None:
-    process_context = multiprocessing.get_context("spawn")
-    ready, leave = process_context.Event(), process_context.Event()
-    holder = process_context.Process(target=hold, args=(str(folder / "runs/shop"), ready, leave))
-    holder.start()
-    try:
-        assert ready.wait(30)
+    with held(folder / "runs/shop") as holder:
         with pytest.raises(
             InputError, match=rf"runs/shop: the run directory is in use by process {holder.pid} on .*; wait"
         ):
             run(recipe(), log=silent)
         assert fakes.calls == []
-        leave.set()
-        holder.join(30)
+        assert holder.stdin is not None
+        holder.stdin.close()
+        assert holder.wait(200) == 0
         run(recipe(), log=silent)
-    finally:
-        leave.set()
-        holder.join(30)
 
 
 def test_the_lock_goes_with_a_killed_process(folder: Path, fakes: Fakes) -> None:
-    process_context = multiprocessing.get_context("spawn")
-    ready, leave = process_context.Event(), process_context.Event()
-    holder = process_context.Process(target=hold, args=(str(folder / "runs/shop"), ready, leave))
-    holder.start()
-    assert ready.wait(30)
-    assert holder.pid is not None
-    os.kill(holder.pid, signal.SIGKILL)
-    holder.join(30)
-    assert list(run(recipe(), log=silent)["stages"]) == ALL
+    with held(folder / "runs/shop") as holder:
+        holder.kill()
+        holder.wait()
+        assert list(run(recipe(), log=silent)["stages"]) == ALL
 
 
 def test_python_dash_m(folder: Path) -> None:

@@ -115,7 +115,9 @@ def test_checkpointing_changes_nothing_for_an_adapter(reentrant: bool, tmp_path:
         "gradient_checkpointing_kwargs": {"use_reentrant": reentrant},
     }
     found = gradients(tmp_path, model, terms, **checkpointing)
-    assert model.get_base_model().is_activation_checkpointing
+    # transformers 5.17 knows it by its old name only.
+    base = model.get_base_model()
+    assert getattr(base, "is_activation_checkpointing", None) or base.is_gradient_checkpointing
     assert found.keys() == plain.keys()
     for name, grad in plain.items():
         assert torch.allclose(found[name], grad, rtol=1e-9, atol=1e-14), name

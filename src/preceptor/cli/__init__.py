@@ -22,9 +22,9 @@ from preceptor.cli.streams import drop_output, steady
 from preceptor.cli.top import overview
 from preceptor.distributed import LeaderEnded, is_main
 from preceptor.errors import InputError, InputErrors, RunFailed, accepted, did_you_mean
-from preceptor.recipe.secret_text import secret_in
 from preceptor.system.disk import full_disk
 from preceptor.system.interrupts import Interrupted
+from preceptor.system.secret_text import secret_in
 
 _SURROUNDINGS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE})
 """Errors of files that are no mistake of ours."""

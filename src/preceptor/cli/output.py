@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from preceptor.system.files import json_text
 PAGE = "report.html"
 _NARROW = 20
 """Columns below which a terminal is no place to break lines for."""
+_SPARED = (re.compile(r"(?<=\d)  grad norm \S+"), re.compile(r"(?<=\d)  \d+ targets/s"))
+"""Figures of a step that a narrow terminal goes without, in this order; the log file has them all."""
 
 
 def progress(line: str) -> None:
@@ -37,6 +40,9 @@ def fitted(text: str, stream: TextIO) -> str:
 
 
 def _pieces(line: str, width: int) -> list[str]:
+    for figure in _SPARED:
+        if len(line) > width:
+            line = figure.sub("", line, count=1)
     if len(line) <= width or width < _NARROW:
         return [line]
     indent = line[: len(line) - len(line.lstrip())] + "  "

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from preceptor.cli.output import say
 from preceptor.errors import InputError, accepted, did_you_mean
@@ -144,6 +144,3 @@ def whole_number(text: str) -> int:
     if not re.fullmatch(r"[1-9]\d{0,8}", text):
         raise argparse.ArgumentTypeError(f"is {text!r}; write a whole number of at least 1")
     return int(text)
-
-
-Add = Callable[..., Any]

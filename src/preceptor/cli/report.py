@@ -38,6 +38,12 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if not options.runs:
         raise InputError("preceptor report: no run is given; write preceptor report RUN with a run's directory")
     runs = [Path(run) for run in options.runs]
+    if not options.out and len(runs) == 1 and (runs[0] / "report").is_symlink():
+        # In a run from a stranger it may lead anywhere; who wants it there can say so.
+        raise InputError(
+            f"report: {runs[0] / 'report'} is a symbolic link; say where to write with --out, as in "
+            f"--out {(runs[0] / 'report').resolve()}"
+        )
     out = Path(options.out) if options.out else runs[0] / "report" if len(runs) == 1 else Path("report")
 
     from preceptor.report import write_report

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from preceptor.cli.command import Command
 from preceptor.cli.output import print_run, progress
 from preceptor.cli.parser import Parser, need_recipe, recipe_parser
-from preceptor.distributed import launch, launch_arguments, leave, processes_to_start
+from preceptor.distributed import leave
+from preceptor.running.launching import launch, launch_arguments, processes_to_start
 from preceptor.system import live
 from preceptor.system.files import json_text
 

@@ -106,7 +106,7 @@ def _text(path: str) -> str:
     """The whole file as text."""
     lines: list[str] = []
     size = 0
-    for line in _lines(path):
+    for line in _lines(path, whole=True):  # much JSON is one line
         size += len(line)
         if size > MAX_WHOLE:
             raise InputError(f"{path}: holds more than {MAX_WHOLE:,} characters; split it, or save it as JSONL")
@@ -114,16 +114,17 @@ def _text(path: str) -> str:
     return "".join(lines)
 
 
-def _lines(path: str) -> Iterator[str]:
-    """Lines of a UTF-8 file, gzipped or not, ending kept."""
+def _lines(path: str, *, whole: bool = False) -> Iterator[str]:
+    """Lines of a UTF-8 file, gzipped or not, ending kept; of a file that is read `whole` one line may be all of it."""
+    most, mend = (MAX_WHOLE, "split it, or save it as JSONL") if whole else (MAX_LINE, "split it")
     try:
         with gzip.open(path, "rb") if path.endswith(".gz") else Path(path).open("rb") as file:
             for number in count(1):
-                line = file.readline(MAX_LINE + 1)
+                line = file.readline(most + 1)
                 if not line:
                     return
-                if len(line) > MAX_LINE:
-                    raise InputError(f"{path}:{number}: the line has more than {MAX_LINE:,} bytes; split it")
+                if len(line) > most:
+                    raise InputError(f"{path}:{number}: the line has more than {most:,} bytes; {mend}")
                 try:
                     yield line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:

@@ -66,7 +66,9 @@ def simulate(setup: Setup) -> Simulated:
         if setup.arguments.gradient_checkpointing:
             if setup.lora is not None:
                 student.enable_input_require_grads()
-            student.gradient_checkpointing_enable(gradient_checkpointing_kwargs=_checkpointing_options(setup.arguments))
+            # Under either of the names that versions of transformers give it.
+            newer = getattr(student, "activation_checkpointing_enable", None)
+            (newer or student.gradient_checkpointing_enable)(_checkpointing_options(setup.arguments))
         student.train()
         trainable = [parameter for parameter in student.parameters() if parameter.requires_grad]
         optimizer = make_optimizer(setup.arguments, student, trainable)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -19,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from preceptor.errors import InputError
 from preceptor.evaluation.progress import Progress
 from preceptor.models.load import quiet_transformers
+from preceptor.system.environment import environment_kept
 
 Log = Callable[[str], None]
 
@@ -60,23 +60,18 @@ def caught(log: Log = lambda line: None) -> Iterator[Caught]:
 
     handler, logger = Caught(log), logging.getLogger("lm_eval")
     propagate, disabled = logger.propagate, datasets.are_progress_bars_disabled()
-    forks = os.environ.get("DISABLE_MULTIPROC")
     logger.addHandler(handler)
     logger.propagate = False
     datasets.disable_progress_bars()
-    os.environ["DISABLE_MULTIPROC"] = "1"  # bootstraps of a second are not worth forking a process full of threads
+    alone = environment_kept(DISABLE_MULTIPROC="1")  # bootstraps of a second are not worth forking a full process
     try:
-        with redirect_stdout(_Sink()), redirect_stderr(_Sink()), quiet_transformers():
+        with redirect_stdout(_Sink()), redirect_stderr(_Sink()), quiet_transformers(), alone:
             yield handler
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagate
         if not disabled:
             datasets.enable_progress_bars()
-        if forks is None:
-            del os.environ["DISABLE_MULTIPROC"]
-        else:
-            os.environ["DISABLE_MULTIPROC"] = forks
 
 
 def evaluate(**given: Any) -> dict[str, Any]:

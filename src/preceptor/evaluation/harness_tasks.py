@@ -23,7 +23,7 @@ def harness_version(where: str) -> str:
     if importlib.util.find_spec("lm_eval") is None:
         raise InputError(
             f"{where}: needs lm-evaluation-harness, which is not installed; install it with `pip install "
-            "'preceptor[eval]'`, or leave `tasks` out"
+            "'lm-eval>=0.4.13'`, or leave `tasks` out"
         )
     return f"lm-eval {importlib.metadata.version('lm_eval')}"
 

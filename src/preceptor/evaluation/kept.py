@@ -7,12 +7,11 @@ cut short is dropped when the file is opened again.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from preceptor.system.files import write_atomic
+from preceptor.system.files import append, write_atomic
 
 Key = TypeVar("Key", int, str)
 Good: TypeAlias = Callable[[Any, Any], bool]
@@ -41,12 +40,9 @@ class Kept(Generic[Key]):
         if not self._begun:
             write_atomic(self.path, "".join(f"{line}\n" for line in (self._header, *self._lines)))
             self._begun = True
-        with self.path.open("a", encoding="utf-8") as stream:
-            for key, result in results:
-                self.results[key] = result
-                stream.write(json.dumps([key, result], ensure_ascii=False) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        new = list(results)
+        append(self.path, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in new))
+        self.results.update(new)
 
 
 def header_of(path: Path) -> dict[str, Any] | None:

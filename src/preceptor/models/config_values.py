@@ -24,6 +24,7 @@ _COUNTS = (
     "vocab_size",
     "max_position_embeddings",
 )
+_BY_LAYER = ("intermediate_size", "num_attention_heads", "num_key_value_heads")
 _MOST = 2**31 - 1
 _LAYERS, _WIDTH = "num_hidden_layers", "hidden_size"
 _KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
@@ -39,10 +40,16 @@ def check_sizes(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], wh
         InputError: naming the key.
     """
     for block in _blocks(config):
-        sizes = {key: block[key] for key in _COUNTS if block.get(key) is not None}
-        for key, value in sizes.items():
-            if type(value) is not int or not 1 <= value <= _MOST:
+        sizes: dict[str, int] = {}
+        for key in _COUNTS:
+            value = block.get(key)
+            if value is None:
+                continue
+            # Some have one for each layer: Gemma 3n, OpenELM.
+            each = value if key in _BY_LAYER and isinstance(value, list) and value else [value]
+            if not all(type(one) is int and 1 <= one <= _MOST for one in each):
                 raise InputError(f"{where}: config.json has `{key}` {shown(value)}, which must be from 1 to {_MOST:,}")
+            sizes[key] = max(each)
         if (layers := sizes.get(_LAYERS, 1)) > len(tensors):
             raise InputError(
                 f"{where}: config.json has `{_LAYERS}` {layers:,}, and the weights are {len(tensors):,} tensors in "

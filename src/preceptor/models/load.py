@@ -8,8 +8,9 @@ keep their checkpoint's dtype.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
     from preceptor.recipe import ModelSpec
 
-_LAYER = re.compile(r"(^|\.)(layers|h|blocks)\.\d+\.(?!.*\binv_freq$)")
-"""A tensor of one of the decoder's layers; old checkpoints hold the frequencies of RoPE, which are computed now."""
+_LAYER = re.compile(r"(.*\b(?:layers|h|blocks))\.(\d+)\.")
+"""A tensor of a layer: in which list of layers, and which one of it."""
 
 __all__ = ["check_model", "load_model", "source_dtype"]
 
@@ -146,13 +147,34 @@ def _from_pretrained(checkpoint: Checkpoint, options: dict[str, Any], where: str
             f"{where}: {_tensors(len(report['missing_keys']))} missing from the weights, first "
             f"{min(report['missing_keys'])!r}; the config and the weights belong to different models"
         )
-    if further := sorted(name for name in report["unexpected_keys"] if _LAYER.search(name)):
+    if further := sorted(_uncounted(model, report["unexpected_keys"])):
         # Without a word transformers leaves out the layers that a config does not count.
         raise InputError(
             f"{where}: {_tensors(len(further))} in the weights and not in the model that config.json describes, first "
             f"{shown(further[0])}; the config and the weights belong to different models"
         )
     return model
+
+
+def _uncounted(model: PreTrainedModel, unexpected: Iterable[str]) -> list[str]:
+    """Those of the unexpected tensors that are further layers of the decoder.
+
+    Others are none of a config's mistakes: buffers that older releases stored in a layer, scales of a quantiser, towers
+    for images, and the layers for predicting several tokens that DeepSeek and GLM number on.
+    """
+    prefix = f"{model.base_model_prefix}."
+    lists: dict[str, int] = {}
+    for name, _ in model.named_parameters():
+        if found := _LAYER.match(name.removeprefix(prefix)):
+            lists[found[1]] = max(lists.get(found[1], 0), int(found[2]) + 1)
+    said = model.config.get_text_config().to_dict()
+    more = [value for key, value in said.items() if ("nextn" in key or "mtp" in key) and type(value) is int]
+    extra = max(more, default=0)
+    return [
+        name
+        for name in unexpected
+        if (found := _LAYER.match(name.removeprefix(prefix))) and int(found[2]) >= lists.get(found[1], math.inf) + extra
+    ]
 
 
 def _tensors(count: int) -> str:

@@ -18,7 +18,7 @@ from preceptor.plan.shared import Shared
 from preceptor.recipe import DistillStage, EvaluateStage, InitStage, Recipe, SftStage, StoreStage, models_of
 from preceptor.running.identity import stage_identities
 from preceptor.running.network import only_what_is_named
-from preceptor.runs import HASHES_FILE, STAGE_FILE, stage_state
+from preceptor.running.stage_state import HASHES_FILE, STAGE_FILE, stage_state
 from preceptor.stages.ahead import check_ahead
 from preceptor.stages.context import run_directory
 from preceptor.system.hashes import Hashes

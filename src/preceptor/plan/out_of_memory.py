@@ -16,7 +16,7 @@ from typing import Any
 from preceptor.recipe import DistillStage, ModelSpec, Recipe, SftStage
 from preceptor.recipe.training import DEFAULT_BATCH
 from preceptor.running.identity import same_result
-from preceptor.runs import STAGE_FILE
+from preceptor.running.stage_state import STAGE_FILE
 from preceptor.stages.context import StageContext, run_directory
 
 SECONDS = 15.0
@@ -54,7 +54,7 @@ def advice(recipe: Recipe, name: str, *, rows: int | None, tokens: int | None) -
             for each in changes:
                 if each.needed < _WORTH * needed:
                     lighter.append(each)
-    except Exception:  # of whatever kind: the failure that is to be told is another one
+    except (Exception, KeyboardInterrupt):  # of whatever kind: the failure that is to be told is another one
         pass
     return _worded(found[0], lighter, name) if found else ""
 
@@ -145,14 +145,18 @@ def _at_most(seconds: float) -> Iterator[None]:
         raise TimeoutError("nothing here can interrupt a simulation")
     begun = time.monotonic()
 
+    inside = True
+
     def stop(*_: object) -> None:
-        raise TimeoutError
+        if inside:
+            raise TimeoutError
 
     handler: Callable[..., object] | int | None = signal.signal(signal.SIGALRM, stop)
-    before, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    before, _ = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again: libraries catch errors of their own
     try:
         yield
     finally:
+        inside = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
         if before:  # somebody else's alarm

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from preceptor.errors import InputError
+from preceptor.errors import InputError, RunFailed
 from preceptor.pocket.methods import APART, EXPERT, FEW_ROWS, METHODS, REFERENCE, TEACHER, Part
 from preceptor.pocket.side_by_side import Job, run_side_by_side, workers_for
 from preceptor.pocket.study import FIRST_SEED, NOISE, SCORES, STUDENT, Size, write_study
@@ -21,6 +21,7 @@ from preceptor.pocket.tables import TITLES, alignment_table, distillation_table
 from preceptor.pocket.worker import stage_directory
 from preceptor.recipe import load_recipe
 from preceptor.report import RunSource, write_report
+from preceptor.system.disk import full_disk
 from preceptor.system.files import json_text, sha256_file, write_atomic
 
 FULL_SEEDS = 5
@@ -148,6 +149,8 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json_text(settings))
     except OSError as error:
+        if (full := full_disk(error, out)) is not None:
+            raise RunFailed(f"demo: {full}; make room, and run the same command again") from error
         raise InputError(
             f"demo: {out} cannot be written ({error.strerror}); give a folder that can with --out"
         ) from error

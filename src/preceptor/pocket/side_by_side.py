@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preceptor.errors import InputError, RunFailed
+from preceptor.system.interrupts import Interrupted
 
 Log = Callable[[str], None]
 
@@ -64,6 +66,11 @@ def run_side_by_side(jobs: Sequence[Job], log: Log, *, module: str = "preceptor.
     try:
         for thread in threads:
             thread.join()
+    except KeyboardInterrupt as stop:
+        pool.stop()
+        pool.wait()  # trainings end with a checkpoint; a second signal waits no longer
+        number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
+        raise Interrupted(number, "demo: stopped; what is finished is kept, and the same command goes on") from None
     except BaseException:
         pool.stop()
         raise
@@ -109,6 +116,11 @@ class _Pool:
                 process.terminate()
             self._changed.notify_all()
 
+    def wait(self) -> None:
+        """Until nothing runs. Not by joining threads: in Python 3.11 one whose join was interrupted counts as ended."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._running)
+
     def _next(self) -> Job | None:
         with self._changed:
             while self._waiting and not self._stopping:
@@ -137,7 +149,7 @@ class _Pool:
         reader.start()
         for line in process.stdout or ():
             with self._changed:
-                self._log(f"{job.name}  {line.rstrip()}")
+                self._log(f"{job.name}  {line.rstrip().removeprefix(job.stage + ': ')}")
         code = process.wait()
         reader.join()
         with self._changed:

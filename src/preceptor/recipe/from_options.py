@@ -59,6 +59,11 @@ def evaluation(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         if getattr(options, given) and getattr(options, needed) is None:
             flags = [f"--{each.replace('_', '-')}" for each in (given, needed)]
             raise InputError(f"preceptor evaluate: {flags[0]} is given without {flags[1]}; add that, or leave it out")
+    if not (data or overrides) and all(getattr(options, each) is None for each in ("mt_bench", "alpaca_eval", "tasks")):
+        raise InputError(
+            "preceptor evaluate: there is nothing to score models on; add --general FILE, --domain FILE, --mt-bench, "
+            "--alpaca-eval or --tasks"
+        )
     return {
         "name": out.name,
         "runs_dir": str(out.parent),
@@ -79,13 +84,19 @@ def _models(given: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         if not separator or "/" in name:
             name, value = "", text
         model = _endpoint(value, text) if value.startswith(_ADDRESSES) else {"path": _absolute(value)}
-        name = name or (model.get("model") or value).rstrip("/").rpartition("/")[2]
+        name = name or _name(model.get("model") or value)
         if name in models:
             raise InputError(
                 f"preceptor evaluate: two models are called {name!r}; give them names, as in first={value} other=…"
             )
         models[name] = model
     return models, overrides
+
+
+def _name(value: str) -> str:
+    """The last part of a path or id; of a stage's `model` or `adapter` the stage's name, by which a run calls it."""
+    *before, last = value.rstrip("/").split("/")
+    return before[-1] if last in ("model", "adapter") and before and before[-1].strip(".") else last
 
 
 def _endpoint(value: str, given: str) -> dict[str, Any]:

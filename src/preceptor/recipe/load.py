@@ -17,9 +17,9 @@ from preceptor.recipe.data import DatasetSpec, OverlapSpec
 from preceptor.recipe.messages import Source, sentence_for
 from preceptor.recipe.overrides import apply_overrides
 from preceptor.recipe.recipe import Recipe
-from preceptor.recipe.secret_text import secrets_in
 from preceptor.recipe.stages import Stage
 from preceptor.recipe.yaml_text import read_yaml
+from preceptor.system.secret_text import secrets_in
 
 MAX_NAMES = 1000
 _STAGE: TypeAdapter[Any] = TypeAdapter(Stage)

@@ -94,11 +94,9 @@ def _path_in_file(loc: tuple[int | str, ...], raw: Any) -> KeyPath:
     for index, step in enumerate(loc):
         last = index == len(loc) - 1
         if isinstance(here, dict):
-            if step == "[key]":
-                continue
             if step in here:
                 here = here[step]
-            elif not last or here.get("kind") == step:  # the tag of a discriminated union
+            elif step == "[key]" or not last or here.get("kind") == step:  # the tag of a discriminated union
                 continue
         elif isinstance(here, list) and isinstance(step, int) and step < len(here):
             here = here[step]

@@ -37,10 +37,21 @@ DEFAULT_BATCH = 8
 """What transformers.TrainingArguments takes where `per_device_train_batch_size` is left out."""
 
 
+NEWER_NAMES = {
+    "activation_checkpointing": "gradient_checkpointing",
+    "activation_checkpointing_kwargs": "gradient_checkpointing_kwargs",
+}
+"""What newer versions of transformers call keys of `training:`, and the older names, under which stages are kept."""
+
+
 def _training(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise wanted("a mapping of transformers.TrainingArguments keys")
-    return value
+    for newer, older in NEWER_NAMES.items():
+        if newer in value and older in value:
+            raise broken_rule(f"has both `{newer}` and `{older}`, two names of one key; keep one of them")
+    renamed: dict[Any, Any] = {NEWER_NAMES.get(key, key): given for key, given in value.items()}
+    return renamed
 
 
 def _data(value: Any) -> str | dict[str, float]:

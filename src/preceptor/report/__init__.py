@@ -78,6 +78,11 @@ def write_report(
 
 def _refuse_foreign(out: Path) -> None:
     """Other programs call their files so too; only what this one wrote is written over."""
+    if (out / FIGURES).is_symlink():
+        raise InputError(
+            f"report: {out / FIGURES} is a symbolic link, and figures are written and removed there; move it away, or "
+            "give another folder with --out"
+        )
     found = [name for name in (REPORT, PAGE) if (out / name).exists()]
     if found and not _is_ours(out / REPORT):
         raise InputError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import traceback
+from contextlib import suppress
 
 from preceptor.errors import RunFailed
 from preceptor.faults import OutOfMemory, causes, out_of_memory
@@ -22,11 +23,13 @@ def explained(error: Exception, recipe: Recipe, name: str) -> Exception:
         return error
     stage = recipe.stages[name]
     if isinstance(stage, TrainingStage):
-        _let_go(error)
-        from preceptor.plan.out_of_memory import advice
+        helps = ""
+        with suppress(Exception):  # where memory is short anything fails, and the cause is to be told
+            _let_go(error)
+            from preceptor.plan.out_of_memory import advice
 
-        rows, tokens = (None, None) if known is None else (known.rows, known.tokens)
-        helps = advice(recipe, name, rows=rows, tokens=tokens)
+            rows, tokens = (None, None) if known is None else (known.rows, known.tokens)
+            helps = advice(recipe, name, rows=rows, tokens=tokens)
         if not helps:
             helps = f"`training.per_device_train_batch_size` can be lower, and {_plan(recipe)} says what else helps"
     elif isinstance(stage, GenerateStage | StoreStage | EvaluateStage):

@@ -14,6 +14,7 @@ from preceptor.errors import InputError, did_you_mean, shown
 from preceptor.models.compiled import compile_options
 from preceptor.objective import Attention, Logits, NextToken, RouterBalance, Term
 from preceptor.recipe import DistillStage, LogitsSpec, LoraSpec, NextTokenSpec, RouterBalanceSpec, SftStage
+from preceptor.recipe.training import NEWER_NAMES
 from preceptor.stages.optimizers import check_optimizer
 from preceptor.training.trackers import check_trackers
 
@@ -28,7 +29,7 @@ def check_training(training: dict[str, Any]) -> None:
     """Raises InputError for keys that transformers.TrainingArguments does not know, and for values it refuses."""
     known = TrainingArguments.__dataclass_fields__
     for key in training:
-        if key not in known:
+        if key not in known and key not in NEWER_NAMES.values():
             raise InputError(
                 f"training.{key}: is not a key of transformers.TrainingArguments{did_you_mean(key, known)}; remove it"
             )
@@ -63,7 +64,7 @@ def training_arguments(training: dict[str, Any], directory: Path, *, seed: int, 
             "`fsdp: true`"
         )
     try:
-        arguments = TrainingArguments(**{**DEFAULTS, **here, **training, **owned})
+        arguments = TrainingArguments(**_named({**DEFAULTS, **here, **training, **owned}))
     except (ValueError, TypeError, ImportError) as error:
         said = str(error).strip().split("\n")[0]
         raise InputError(
@@ -77,6 +78,13 @@ def training_arguments(training: dict[str, Any], directory: Path, *, seed: int, 
             "--mixed_precision no"
         )
     return arguments
+
+
+def _named(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings under the newest names that this version of transformers knows; of older ones it would warn."""
+    known = TrainingArguments.__dataclass_fields__
+    newest = {older: newer for newer, older in NEWER_NAMES.items() if newer in known}
+    return {newest.get(key, key): value for key, value in settings.items()}
 
 
 def add_lora(student: Any, lora: LoraSpec) -> Any:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from preceptor.training.engine import environment_kept
+from preceptor.system.environment import environment_kept
 
 _VARIABLES = (
     "CUDA_LAUNCH_BLOCKING",

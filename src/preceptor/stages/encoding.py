@@ -40,7 +40,8 @@ def stage_tokenizer(
         theirs = other if theirs is None else theirs
     source = choose_template(tokenizer, theirs)
     if source != "student":
-        context.log(f"{context.name}: the student has no chat template; the {source} one is used and saved with it")
+        whose = {"teacher": "the teacher's", "default": "preceptor's own"}[source]
+        context.log(f"{context.name}: the student has no chat template; {whose} is used and saved with it")
     for model in teachers.values():
         if (store := stored_at(model, context)) is not None:
             used = {"template": template_facts(tokenizer)}

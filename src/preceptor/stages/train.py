@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
+from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainingArguments, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from preceptor.data.chat import EncodedRow
@@ -17,23 +16,21 @@ from preceptor.data.mixture import Mixture
 from preceptor.data.prepare import PreparedDataset
 from preceptor.distributed import from_main, is_main
 from preceptor.errors import InputError
-from preceptor.models.card import render_card
 from preceptor.models.compiled import compile_options
 from preceptor.models.load import load_model, source_dtype
-from preceptor.models.save import save_model
 from preceptor.models.sharding import count_parameters
 from preceptor.models.tokenizers import check_tokenizer_fits
 from preceptor.objective import Objective
-from preceptor.recipe import DistillStage, ModelSpec, SftStage, ShareSpec, local_path
-from preceptor.recipe.base import stage_of
+from preceptor.recipe import DistillStage, SftStage
+from preceptor.signals import Teacher
 from preceptor.stages.allocator import keep_large_blocks_apart
 from preceptor.stages.build import add_lora, build_terms, training_arguments
 from preceptor.stages.context import StageContext
 from preceptor.stages.determinism import determinism_ends
 from preceptor.stages.encoding import stage_rows, stage_tokenizer
 from preceptor.stages.faults import told
-from preceptor.stages.stores import title_of
 from preceptor.stages.teachers import build_teacher
+from preceptor.stages.train_saving import save_trained
 from preceptor.system.files import json_text, write_atomic
 from preceptor.teachers import RoutedTeacher, StoredTeacher
 from preceptor.trainer import DistillationTrainer
@@ -99,7 +96,7 @@ def execute(spec: SftStage | DistillStage, context: StageContext) -> dict[str, A
     context.log(f"{context.name}: {_sentence(results)}")
     weights = trainer.whole_weights()  # a sharded student is gathered by all ranks
     if is_main():
-        _save(spec, context, trainer, tokenizer, dtype, results, weights)
+        save_trained(spec, context, trainer, tokenizer, dtype, results, weights)
     return results
 
 
@@ -136,39 +133,13 @@ def _trainer(
         context.log(f"{context.name}: the student is cut over {arguments.world_size} processes (FSDP)")
     arguments.gradient_accumulation_steps = spec.rows_per_step // per_pass
     assert isinstance(tokenizer.pad_token_id, int)
-    mixture = Mixture(
-        {name: data.train for name, data in rows.datasets.items()},
-        shares=spec.shares,
-        by=spec.by,
-        rows=spec.rows,
-        seed=context.seed,
-        multiple_of=spec.rows_per_step,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    for name, summary in mixture.summary().items():
-        context.log(
-            f"{context.name}: {name} gives {summary.rows:,} rows, {summary.tokens:,} tokens, {summary.targets:,} "
-            "targets per epoch"
-        )
+    mixture = _mixture(spec, context, rows, tokenizer.pad_token_id)
     routes = rows.routes(mixture.names)
     objective = Objective(build_terms(spec), route_names=routes, vocabulary=len(tokenizer))
     calibration = 0 if objective.attention is None else objective.attention.calibration_rows
     teacher = None
     if isinstance(spec, DistillStage):
-        with models_read_whole(arguments):
-            teacher = build_teacher(
-                spec,
-                context,
-                student=student,
-                tokenizer=tokenizer,
-                route_names=routes,
-                device=arguments.device,
-                sharded=shards_student(arguments),
-                compiling=compile_options(arguments),
-            )
-        if isinstance(teacher, StoredTeacher | RoutedTeacher):
-            followed = {routes[route] for route in objective.needs.logits}
-            teacher.check_rows(row for row in rows.all() if row.route in followed)
+        teacher = _teacher(spec, context, student, tokenizer, rows, objective, arguments)
     if getattr(arguments, "gradient_checkpointing", False) and spec.lora is not None:
         student.enable_input_require_grads()  # reentrant checkpointing sees gradients only through its inputs
     held_out = [row for data in rows.datasets.values() for row in data.holdout]
@@ -199,6 +170,52 @@ def _trainer(
     trainer.remove_callback(ProgressCallback)
     lead_trackers(trainer, directory=context.directory, name=f"{context.recipe.name}/{context.name}")
     return trainer
+
+
+def _mixture(spec: SftStage | DistillStage, context: StageContext, rows: _Rows, pad_token_id: int) -> Mixture:
+    mixture = Mixture(
+        {name: data.train for name, data in rows.datasets.items()},
+        shares=spec.shares,
+        by=spec.by,
+        rows=spec.rows,
+        seed=context.seed,
+        multiple_of=spec.rows_per_step,
+        pad_token_id=pad_token_id,
+    )
+    for name, summary in mixture.summary().items():
+        context.log(
+            f"{context.name}: {name} gives {summary.rows:,} rows, {summary.tokens:,} tokens, {summary.targets:,} "
+            "targets per epoch"
+        )
+    return mixture
+
+
+def _teacher(
+    spec: DistillStage,
+    context: StageContext,
+    student: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: _Rows,
+    objective: Objective,
+    arguments: TrainingArguments,
+) -> Teacher:
+    """The stage's teacher; a stored one has been asked for every row that is to follow its logits."""
+    routes = objective.route_names
+    with models_read_whole(arguments):
+        teacher = build_teacher(
+            spec,
+            context,
+            student=student,
+            tokenizer=tokenizer,
+            route_names=routes,
+            device=arguments.device,
+            sharded=shards_student(arguments),
+            compiling=compile_options(arguments),
+        )
+    if isinstance(teacher, StoredTeacher | RoutedTeacher):
+        followed = {routes[route] for route in objective.needs.logits}
+        teacher.check_rows(row for row in rows.all() if row.route in followed)
+    return teacher
 
 
 # --- measuring --------------------------------------------------------------------------------------------------
@@ -272,55 +289,3 @@ def _sentence(results: dict[str, Any]) -> str:
 def _number(value: float | None) -> str:
     """A mean; what is not finite is null in the file from which a resumed run reads it."""
     return "nan" if value is None else f"{value:.4f}"
-
-
-# --- saving -----------------------------------------------------------------------------------------------------
-
-
-def _save(
-    spec: SftStage | DistillStage,
-    context: StageContext,
-    trainer: DistillationTrainer,
-    tokenizer: PreTrainedTokenizerBase,
-    dtype: torch.dtype,
-    results: dict[str, Any],
-    weights: dict[str, torch.Tensor],
-) -> None:
-    trained = spec.student if isinstance(spec, DistillStage) else spec.model
-    base = trained.path
-    on_hub = stage_of(base) is None and local_path(base, context.recipe.folder) is None
-    card = render_card(
-        name=context.recipe.name,
-        stage=context.name,
-        kind=spec.kind,
-        student=base,
-        base_model=base if on_hub else None,
-        teacher=_teacher_names(spec, context),
-        data=spec.shares,
-        losses=[term.model_dump(exclude_none=True) for term in spec.objective],
-        training={**spec.training, "rows_per_step": spec.rows_per_step, "max_length": spec.max_length},
-        results={"before": results["before"], "after": results["after"]},
-        seed=context.seed,
-    )
-    folder = context.directory / ("model" if spec.lora is None else "adapter")
-    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-    save_model(model, tokenizer, folder, dtype=dtype, state_dict=weights, card=card, base_name=context.name_of(trained))
-
-
-def _teacher_names(spec: SftStage | DistillStage, context: StageContext) -> str | dict[str, str] | None:
-    """What the card calls the teacher, or the teacher of each route."""
-    if isinstance(spec, SftStage):
-        return None
-    if isinstance(spec.teacher, ModelSpec):
-        return title_of(spec.teacher, context)
-    named = {
-        route: " + ".join(_share_name(share, len(shares), context) for share in shares)
-        for route, shares in spec.teacher.routes.items()
-    }
-    default = spec.teacher.default
-    return named if default is None else {**named, "other routes": title_of(default, context)}
-
-
-def _share_name(share: ShareSpec, of: int, context: StageContext) -> str:
-    title = title_of(share.model, context)
-    return title if of == 1 else f"{share.weight:g} × {title}"

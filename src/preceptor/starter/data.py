@@ -79,10 +79,18 @@ def look_at_data(
 
 
 def _read(name: str, path: str, role: str, log: Callable[[str], None]) -> DataFacts:
+    from preceptor.data.formats import detect_format
     from preceptor.data.rows import read_rows
     from preceptor.starter.columns import columns_of
 
     said: list[str] = []
+    try:
+        detect_format(name, expand(path))
+    except InputError:  # it speaks of a key of the recipe that is not there yet
+        raise InputError(
+            f"preceptor init: the format of {path} cannot be told from its name; give a file that ends in .jsonl, "
+            ".json, .csv, .parquet or .txt, as it is or with .gz"
+        ) from None
     columns = columns_of(name, expand(path))
     rows = read_rows(name, DatasetSpec(path=expand(path), columns=columns or None), announce=said.append)
     prompts = frozenset(row.prompt_key for row in rows)

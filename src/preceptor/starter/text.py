@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from preceptor.recipe import local_path
-from preceptor.recipe.yaml_text import parse_yaml
 from preceptor.starter import choices
 from preceptor.starter.choices import Length, Memory
 from preceptor.starter.data import DataFacts
+from preceptor.starter.lines import comment, commented, scalar
 from preceptor.starter.models import ModelFacts
-
-_COLUMN = 36
-"""Where comments begin."""
-_WIDTH = 88
-_PLAIN = re.compile(r"[\w./~$+:-]+")
 
 
 @dataclass(frozen=True)
@@ -58,13 +51,6 @@ class Found:
         return scalar(text if local is None else str(local))
 
 
-def scalar(text: str) -> str:
-    """Text as YAML reads it back: plain where it can be, else in quotes."""
-    if _PLAIN.fullmatch(text) and parse_yaml(text, "")[0] == text:
-        return text
-    return json.dumps(text, ensure_ascii=False)
-
-
 def recipe_text(found: Found, out: str) -> str:
     """The whole file."""
     lines = [*_head(found, out), *_data(found), "", "stages:"]
@@ -75,28 +61,6 @@ def recipe_text(found: Found, out: str) -> str:
         lines += [*_whole(found), *_experts(found), *_dae(found)]
     lines += _scores(found)
     return "\n".join(lines) + "\n"
-
-
-def _line(text: str, why: str = "") -> list[str]:
-    """A line of YAML with its comment, which stands above it where both are too long."""
-    if not why:
-        return [text]
-    line = f"{text:<{_COLUMN - 2}}  # {why}"
-    if len(line) <= _WIDTH:
-        return [line]
-    indent = " " * (len(text) - len(text.lstrip(" -")))
-    return [*_comment(why, indent), text]
-
-
-def _comment(text: str, indent: str) -> list[str]:
-    """A comment of as many lines as it takes."""
-    lines, line = [], indent + "#"
-    for word in text.split():
-        if len(line) + 1 + len(word) > _WIDTH:
-            lines.append(line)
-            line = indent + "#"
-        line += " " + word
-    return [*lines, line]
 
 
 def _head(found: Found, out: str) -> list[str]:
@@ -114,8 +78,8 @@ def _head(found: Found, out: str) -> list[str]:
             if found.tokenizers_agree
             else "must be the same; `preceptor plan` compares"
         ),
-        *_line(f"name: {scalar(found.name)}", f"results go to runs/{found.name}"),
-        *_line("seed: 43", "fixes the rows held out and the order of rows"),
+        *commented(f"name: {scalar(found.name)}", f"results go to runs/{found.name}"),
+        *commented("seed: 43", "fixes the rows held out and the order of rows"),
     ]
 
 
@@ -123,22 +87,22 @@ def _data(found: Found) -> list[str]:
     lines = ["", "data:"]
     for each in found.data:
         lines.append(f"  {scalar(each.name)}:")
-        lines += _line(f"    path: {found.path(each.path)}", each.words)
+        lines += commented(f"    path: {found.path(each.path)}", each.words)
         if each.columns:
             pairs = ", ".join(f"{ours}: {scalar(theirs)}" for ours, theirs in each.columns.items())
-            lines += _line(f"    columns: {{{pairs}}}", "our names and the file's; mend them if guessed wrongly")
+            lines += commented(f"    columns: {{{pairs}}}", "our names and the file's; mend them if guessed wrongly")
         if each.rows is None:
-            lines += _line("    split: train", "of a Hub dataset; mend it if called otherwise")
-        lines += _line(f"    holdout: {each.holdout}", "rows kept out of training, to compare models on")
+            lines += commented("    split: train", "of a Hub dataset; mend it if called otherwise")
+        lines += commented(f"    holdout: {each.holdout}", "rows kept out of training, to compare models on")
         what = "a domain to learn" if each.role == "domain" else "what the student is to know and keep"
-        lines += _line(f"    role: {each.role}", what)
+        lines += commented(f"    role: {each.role}", what)
         if not each.scored:
-            lines += _line("    # metric: exact", "score answers too: exact, accuracy or rougeL")
+            lines += commented("    # metric: exact", "score answers too: exact, accuracy or rougeL")
     if len(found.data) > 1 and found.shared:
         order = [scalar(each.name) for each in (*found.general, *found.domains)]
         losers = order[0] if len(order) == 2 else f"[{', '.join(order[:-1])}]"
         prompts = "1 prompt is" if found.shared == 1 else f"{found.shared:,} prompts are"
-        lines += _line(
+        lines += commented(
             f"overlap: {{drop_from: {losers}}}", f"{prompts} in both" if len(order) == 2 else f"{prompts} in several"
         )
     return lines
@@ -164,19 +128,19 @@ def _store(found: Found) -> list[str]:
     names = [scalar(each.name) for each in found.general]
     return [
         "",
-        *_comment(
+        *comment(
             "The teacher is run once, and what it predicts is kept on disk: it need not be in memory while the student "
             "learns, nor run again in later passes or trials.",
             "  ",
         ),
         "  said:",
         "    kind: store",
-        *_line(f"    teacher: {_teacher(found)}", "by bitsandbytes" if found.quantize else ""),
-        *_line(f"    student: {found.path(found.student.path)}", "whose tokenizer and chat template the rows get"),
+        *commented(f"    teacher: {_teacher(found)}", "by bitsandbytes" if found.quantize else ""),
+        *commented(f"    student: {found.path(found.student.path)}", "whose tokenizer and chat template the rows get"),
         f"    data: {names[0] if len(names) == 1 else '[' + ', '.join(names) + ']'}",
-        *_line(f"    max_length: {found.length.tokens}", "as in the stage that learns from it"),
-        *_line("    mode: sample", "tokens drawn from it; also topk, full"),
-        *_line("    draws: 50", "per target token; more say more, and take more disk"),
+        *commented(f"    max_length: {found.length.tokens}", "as in the stage that learns from it"),
+        *commented("    mode: sample", "tokens drawn from it; also topk, full"),
+        *commented("    draws: 50", "per target token; more say more, and take more disk"),
     ]
 
 
@@ -184,24 +148,24 @@ def _kd(found: Found) -> list[str]:
     lines = [
         "",
         "  # Stage 1, knowledge distillation: the student learns to predict as the teacher does.",
-        *_comment(f"Memory: {found.memory.words}.", "  "),
+        *comment(f"Memory: {found.memory.words}.", "  "),
         "  kd:",
         "    kind: distill",
         f"    student: {found.path(found.student.path)}",
     ]
     if found.store:
-        lines += _line("    teacher: stage:said", "what the teacher said, read from disk")
+        lines += commented("    teacher: stage:said", "what the teacher said, read from disk")
     else:
-        lines += _line(f"    teacher: {_teacher(found)}", "by bitsandbytes" if found.quantize else "")
+        lines += commented(f"    teacher: {_teacher(found)}", "by bitsandbytes" if found.quantize else "")
     lines += [
         f"    data: {_shares(choices.parted(found.general, 1.0))}",
         "    objective:",
-        *_line("      - {kind: logits}", "KL to its next-token distributions"),
+        *commented("      - {kind: logits}", "KL to its next-token distributions"),
     ]
     if found.store:
-        lines += _comment("add {kind: attention} where the teacher itself is named, not a store", "      ")
+        lines += comment("add {kind: attention} where the teacher itself is named, not a store", "      ")
     else:
-        lines += _line("      - {kind: attention}", "KL to its attention, in every layer")
+        lines += commented("      - {kind: attention}", "KL to its attention, in every layer")
     lines += _training(found, found.general, rate="2.0e-5", decay="0.1", lora=found.lora)
     return lines
 
@@ -212,32 +176,34 @@ def _training(
     """The keys that all training stages have; the first explains them."""
     per_device = choices.batch(found.student)
     large = per_device == 1
-    lines = _line(
+    lines = commented(
         f"    rows_per_step: {choices.rows_per_step(data, per_device)}",
         "per optimiser step, over all GPUs" if first else "",
     )
-    lines += _line(f"    max_length: {found.length.tokens}", found.length.why if first else "")
+    lines += commented(f"    max_length: {found.length.tokens}", found.length.why if first else "")
     if lora:
-        lines += _line("    lora: {r: 64}", "an adapter learns, the model's own weights stay" if first else "")
+        lines += commented("    lora: {r: 64}", "an adapter learns, the model's own weights stay" if first else "")
         rate = "1.0e-4"
-    lines += _line("    training:", "what transformers.TrainingArguments accepts" if first else "")
-    lines += _line("      num_train_epochs: 2", "passes over the rows" if first else "")
-    lines += _line(
+    lines += commented("    training:", "what transformers.TrainingArguments accepts" if first else "")
+    lines += commented("      num_train_epochs: 2", "passes over the rows" if first else "")
+    lines += commented(
         f"      learning_rate: {rate}",
         ("adapters take more than whole models" if lora else "as in the paper") if first else "",
     )
     lines += ["      lr_scheduler_type: cosine"]
-    lines += _line("      warmup_steps: 0.1", "a share of all steps" if first else "")
+    lines += commented("      warmup_steps: 0.1", "a share of all steps" if first else "")
     lines += [f"      weight_decay: {decay}"]
-    lines += _line(
+    lines += commented(
         f"      per_device_train_batch_size: {per_device}",
         "rows at once; more is faster while it fits" if first else "",
     )
     if found.memory.machine.bf16:
-        lines += _line("      bf16: true", "forward and backward in bf16, weights kept in fp32" if first else "")
+        lines += commented("      bf16: true", "forward and backward in bf16, weights kept in fp32" if first else "")
     if large:
-        lines += _line("      gradient_checkpointing: true", "less memory for about a third more time" if first else "")
-    lines += _line("      logging_steps: 10") + _line(
+        lines += commented(
+            "      gradient_checkpointing: true", "less memory for about a third more time" if first else ""
+        )
+    lines += commented("      logging_steps: 10") + commented(
         "      save_steps: 100", "a stopped run loses no more than these" if first else ""
     )
     return lines
@@ -276,7 +242,7 @@ def _experts(found: Found) -> list[str]:
         return []
     lines = [
         "",
-        *_comment(
+        *comment(
             "A domain expert: the distilled student, fine-tuned on the answers of one domain. As an adapter it shares "
             "its other weights with the reference of stage 2.",
             "  ",
@@ -298,7 +264,7 @@ def _dae(found: Found) -> list[str]:
     routes |= {each.name: _base(found) for each in found.general}
     return [
         "",
-        *_comment(
+        *comment(
             "Stage 2, Domain Alignment from Expert: each row follows the teacher of its dataset, a domain's rows their "
             "expert and the others the student as it was, so that it stays so.",
             "  ",
@@ -308,8 +274,8 @@ def _dae(found: Found) -> list[str]:
         f"    student: {_base(found)}",
         "    teacher:",
         "      routes:",
-        *(line for name, model in routes.items() for line in _line(f"        {scalar(name)}: {model}")),
-        *_line(
+        *(line for name, model in routes.items() for line in commented(f"        {scalar(name)}: {model}")),
+        *commented(
             f"    data: {_shares(choices.shares(found.data))}", "shares of rows; about 0.1 of a domain in the paper"
         ),
         "    objective: [{kind: logits}]",
@@ -321,9 +287,9 @@ def _scores(found: Found) -> list[str]:
     on = ", ".join(scalar(each.name) for each in found.data)
     lines = ["", "  # What was learned, kept and forgotten, on the rows held out.", "  scores:", "    kind: evaluate"]
     if found.domains:
-        lines += ["    models: [stage:dae]", *_line(f"    reference: {_base(found)}", "what is to be kept")]
+        lines += ["    models: [stage:dae]", *commented(f"    reference: {_base(found)}", "what is to be kept")]
         if len(found.domains) == 1:
-            lines += _line(f"    expert: {_expert(found, 0)}", "what is to be gained")
+            lines += commented(f"    expert: {_expert(found, 0)}", "what is to be gained")
         else:
             experts = ", ".join(f"{_expert_name(found, d)}: {_expert(found, n)}" for n, d in enumerate(found.domains))
             lines[-2] = f"    models: {{dae: stage:dae, {experts}}}"

@@ -11,6 +11,7 @@ import os
 import re
 from pathlib import Path
 
+from preceptor.errors import InputError, RunFailed
 from preceptor.faults import causes
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -19,6 +20,8 @@ _SAID = re.compile(r"No space left on device|Disk quota exceeded|\bos error (28|
 _CUT_SHORT = re.compile(
     r"PytorchStreamWriter failed|unexpected pos \d|file write failed|iostream error|\d+ requested and \d+ written"
 )
+# What data workers hand over lies in shared memory, which containers keep small, and is no file of ours.
+_NO_DISK = re.compile(r"/dev/shm|</torch_|shared memory", re.IGNORECASE)
 _ROOM = 16 << 20  # bytes
 _SPARE_INODES = 2
 
@@ -40,7 +43,9 @@ def full_disk(error: BaseException, folder: Path) -> str | None:
     """
     for each in causes(error):
         number = each.errno if isinstance(each, OSError) else None
-        if number in FULL or _SAID.search(str(each)) or (_CUT_SHORT.search(str(each)) and (_free(folder) or 0) < _ROOM):
+        # Our own sentences quote others: a server whose disk is full, say.
+        said = "" if isinstance(each, InputError | RunFailed) or _NO_DISK.search(str(each)) else str(each)
+        if number in FULL or _SAID.search(said) or (_CUT_SHORT.search(said) and (_free(folder) or 0) < _ROOM):
             path = Path(str(each.filename)) if isinstance(each, OSError) and each.filename else folder
             what = "the disk quota is used up" if number == errno.EDQUOT else "the disk is full"
             return f"{path}: {what} ({_figures(path, each)})"

@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,19 @@ def _write_aside(path: Path, data: bytes) -> None:
         raise
 
 
+def append(path: Path, text: str) -> None:
+    """Appends to a file that need not exist; when this returns, the text is on the disk. Raises OSError naming it."""
+    try:
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:  # which names nothing where the disk is full
+        if error.errno in FULL:
+            raise DiskFull(error.errno, path, len(text.encode())) from None
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 def interrupted_writes(folder: Path) -> list[Path]:
     """What a killed process left in `folder`, of files and folders; nobody will ever finish or read it."""
     return [path for ending in (_UNFINISHED, _WRITING, _OLD) for path in folder.glob(f".*{ending}")]
@@ -146,8 +160,8 @@ def publish_directory(aside: Path, final: Path) -> None:
         shutil.rmtree(old)
 
 
-def verify_directory(path: str | Path) -> None:
-    """Checks a published folder against its manifest.
+def verify_directory(path: str | Path, sha256: Callable[[Path], str] = sha256_file) -> None:
+    """Checks a published folder against its manifest; `sha256` gives the hash of a file.
 
     Raises InputError naming the first file that is missing, different, or not listed (a file that was added
     later is as little to be trusted as one that was changed).
@@ -167,7 +181,7 @@ def verify_directory(path: str | Path) -> None:
             raise InputError(
                 f"{path / name}: is missing, though {MANIFEST} lists it; delete the folder or make it anew"
             )
-        if present[name].stat().st_size != size or sha256_file(present[name]) != digest:
+        if present[name].stat().st_size != size or sha256(present[name]) != digest:
             raise InputError(
                 f"{path / name}: is not the file that {MANIFEST} lists (its SHA-256 or size differs); "
                 "delete the folder or make it anew"

@@ -7,6 +7,7 @@ with listening(say):        handlers, in the main thread and for the block alone
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -40,6 +41,7 @@ class _Noted:
     def __init__(self) -> None:
         self.number = 0
         self.deferring = False
+        self.process = 0  # that listens; those forked from it have its handlers
         self.handlers: dict[int, Any] = {}  # what was there before ours
         self.say: Callable[[str], None] = lambda line: None
 
@@ -57,7 +59,7 @@ def listening(say: Callable[[str], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or _noted.handlers:
         yield
         return
-    _noted.number, _noted.deferring, _noted.say = 0, False, say
+    _noted.number, _noted.deferring, _noted.say, _noted.process = 0, False, say, os.getpid()
     try:
         for each in SIGNALS:
             if signal.getsignal(each) not in (signal.SIG_IGN, None):  # None: set by something other than Python
@@ -91,6 +93,8 @@ def _take(number: int, frame: FrameType | None) -> None:
     first, _noted.number = not _noted.number, number
     if not (first and _noted.deferring):
         raise Interrupted(number)
+    if os.getpid() != _noted.process:
+        return  # a data worker, which a terminal signals too: its parent says it, and may still want its rows
     # A launcher signals whole groups: a data worker ends at once, which torch would raise here as a worker's failure,
     # in the step that is to be finished. Its rows are there already.
     if signal.SIGCHLD not in _noted.handlers:

@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 from typing import Any
 
 import numpy as np
@@ -100,8 +100,9 @@ class ServedTeacher:
             RuntimeError: it does not answer, or with what can be no log-probabilities.
         """
         assert mode.temperature == 1.0
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            answers = list(pool.map(lambda row: self._ask(row.encoded.input_ids.tolist(), mode.kept), rows))
+        # Not concurrent.futures: Ctrl-C would wait there for requests and their retries, and the process's end again.
+        with ThreadPool(self.concurrency) as pool:
+            answers = list(pool.imap(lambda row: self._ask(row.encoded.input_ids.tolist(), mode.kept), rows))
         for row, answer in zip(rows, answers, strict=True):
             self._check_tokens(row, answer, spell)
             taken = _taken([answer[position + 1] for position in row.positions], mode, self.url)

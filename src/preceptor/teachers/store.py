@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from preceptor.errors import InputError, shown
 from preceptor.stored_signals import Stored
-from preceptor.teachers.store_files import Shard, check_files, manifest_mode, read_manifest
-from preceptor.teachers.store_modes import DamagedRowError
+from preceptor.teachers.store_files import Shard, check_files, read_manifest
+from preceptor.teachers.store_modes import DamagedRowError, mode_of
 
 Bytes = npt.NDArray[np.uint8]
 # Shards mapped at once: each holds a file descriptor, of which a process often has no more than 1,024.
@@ -51,7 +51,13 @@ class Store:
         self.folder = folder
         self.manifest = read_manifest(folder)
         check_files(folder, self.manifest, whole=verify)
-        self.mode = manifest_mode(self.manifest)
+        self.mode = mode_of(
+            self.manifest["mode"],
+            vocabulary=self.manifest["vocabulary"],
+            temperature=float(self.manifest["temperature"]),
+            draws=self.manifest.get("draws"),
+            k=self.manifest.get("k"),
+        )
         self._names = list(self.manifest["shards"])
         self._shard = lru_cache(_OPEN)(self._opened)
         keys = [np.array(self._shard(shard).keys[:, :8]) for shard in range(len(self._names))]

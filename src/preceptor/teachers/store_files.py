@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,11 @@ from preceptor.errors import InputError, shown
 from preceptor.models.headers import read_header
 from preceptor.system.files import MANIFEST, STORE_FORMAT, json_text, sha256_file, sha256_json, write_atomic
 from preceptor.teachers.store_manifest import SHARD, malformed
-from preceptor.teachers.store_modes import Mode, mode_of
 from preceptor.teachers.store_rows import DIGEST_BYTES, KEY_BYTES
+from preceptor.teachers.store_sizes import bytes_per_target
+
+if TYPE_CHECKING:
+    from preceptor.teachers.store_modes import Mode
 
 _COUNTED = ("format", "version", "rows", "target_positions", "bytes", "shards")
 VERSION = 1
@@ -83,7 +86,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _too_small(manifest: Mapping[str, Any]) -> str | None:
     """The first shard whose bytes cannot hold the rows it is said to have, or None."""
-    least, _ = manifest_mode(manifest).bytes_per_target()
+    draws, k = manifest.get("draws"), manifest.get("k")
+    least, _ = bytes_per_target(manifest["mode"], vocabulary=manifest["vocabulary"], draws=draws, k=k)
     for name, facts in manifest["shards"].items():
         rows, targets, size = (facts[key] for key in ("rows", "target_positions", "bytes"))
         if size < rows * _ROW_BYTES + math.floor(least * targets):
@@ -91,20 +95,13 @@ def _too_small(manifest: Mapping[str, Any]) -> str | None:
     return None
 
 
-def manifest_mode(manifest: Mapping[str, Any]) -> Mode:
-    """The mode of a store whose manifest has been checked."""
-    return mode_of(
-        manifest["mode"],
-        vocabulary=manifest["vocabulary"],
-        temperature=float(manifest["temperature"]),
-        draws=manifest.get("draws"),
-        k=manifest.get("k"),
-    )
-
-
 def _check_inside(path: Path, where: str) -> None:
     """Refuses a link to a file outside the store: a stranger's store could name any file of this machine."""
-    if path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve()):
+    folder = path.parent.resolve()
+    # A snapshot in the Hub's cache is links to the blobs beside all snapshots.
+    snapshot = next((each for each in (folder, *folder.parents) if each.parent.name == "snapshots"), None)
+    allowed = [folder] if snapshot is None else [folder, snapshot.parent.parent / "blobs"]
+    if path.is_symlink() and not any(path.resolve().is_relative_to(each) for each in allowed):
         raise InputError(f"{where}: {path.name} is a link that leads out of the folder; copy the file itself there")
 
 

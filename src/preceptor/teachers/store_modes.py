@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from preceptor.stored_signals import SampledTokens, Stored, TopTokens, WholeDistributions, sampled
+from preceptor.teachers.store_sizes import bytes_per_target, id_bits, kept
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
@@ -75,7 +76,7 @@ class Mode(ABC):
     @property
     def bits(self) -> int:
         """Of one token id."""
-        return max(1, (self.vocabulary - 1).bit_length())
+        return id_bits(self.vocabulary)
 
     def _ids(self, data: Bytes, count: int, number: int) -> Array:
         """The ids of row `number`, which fill `data`: int64 [count]. Raises DamagedRowError."""
@@ -140,8 +141,7 @@ class SampleMode(Mode):
         )
 
     def bytes_per_target(self) -> tuple[float, float]:
-        least = 2 + (self.draws - 1 + self.bits) / 8
-        return least, least + (self.draws - 1) * self.bits / 8
+        return bytes_per_target("sample", vocabulary=self.vocabulary, draws=self.draws, k=None)
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,8 @@ class TopMode(Mode):
 
     @property
     def kept(self) -> int:
-        """Never all tokens: the rest would have nothing in it, for the student too."""
-        return min(self.k, self.vocabulary - 1)
+        """Tokens of a position."""
+        return kept(self.k, self.vocabulary)
 
     def take(self, logits_nV: Tensor, uniforms_nD: Array) -> tuple[Array, ...]:
         log_probs_nV = self.log_probs(logits_nV)
@@ -188,8 +188,7 @@ class TopMode(Mode):
         )
 
     def bytes_per_target(self) -> tuple[float, float]:
-        size = 4 + self.kept * (2 + self.bits / 8)
-        return size, size
+        return bytes_per_target("topk", vocabulary=self.vocabulary, draws=None, k=self.k)
 
 
 @dataclass(frozen=True)
@@ -218,7 +217,7 @@ class FullMode(Mode):
         return WholeDistributions(torch.from_numpy(log_prob_NV), self.temperature)
 
     def bytes_per_target(self) -> tuple[float, float]:
-        return 2.0 * self.vocabulary, 2.0 * self.vocabulary
+        return bytes_per_target("full", vocabulary=self.vocabulary, draws=None, k=None)
 
 
 def mode_of(name: str, *, vocabulary: int, temperature: float, draws: int | None, k: int | None) -> Mode:

@@ -1,4 +1,7 @@
-"""What a store holds, in figures and in words: `preceptor store info` and `preceptor store verify`."""
+"""What a store holds, in figures and in words: `preceptor store info` and `preceptor store verify`.
+
+Only `measured` imports torch: what looks at a store's files starts at once.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from preceptor.stored_signals import SampledTokens
-from preceptor.teachers.store import Store
 from preceptor.teachers.store_files import check_files, read_manifest
 
 _SECONDS = 2.0  # of reading back: enough for a rate, and for the spread of what was drawn
@@ -67,6 +68,9 @@ def measured(folder: Path, batch_size: int) -> dict[str, Any]:
 
     `distinct_tokens` are the mean, the median, the 90th percentile and the most at one position.
     """
+    from preceptor.stored_signals import SampledTokens
+    from preceptor.teachers.store import Store
+
     store = Store(folder, verify=False)
     order = np.random.default_rng(0).permutation(len(store))
     distinct, count, begun = [], 0, time.perf_counter()
@@ -103,7 +107,7 @@ def render_info(found: dict[str, Any]) -> str:
             f"  tokenizer: {tokenizer['tokens']:,} tokens (SHA-256 {tokenizer['sha256'][:12]}…); chat template SHA-256 "
             f"{found['template']['sha256'][:12]}…",
             f"  data: {', '.join(found['data'])}, rows of at most {found['max_length']:,} tokens",
-            f"  {found['rows']:,} rows, {found['target_positions']:,} target positions in {found['shards']} shards, "
+            f"  {found['rows']:,} rows, {found['target_positions']:,} target positions in {_shards(found)}, "
             f"{found['bytes'] / 1e6:,.1f} MB: {found['bytes_per_target']:.1f} bytes per target position",
         ]
     )
@@ -112,6 +116,10 @@ def render_info(found: dict[str, Any]) -> str:
 def render_verify(found: dict[str, Any]) -> str:
     """The result of `verify` for a terminal."""
     return (
-        f"{found['store']}: whole; {found['shards']} shards, {found['bytes'] / 1e6:,.1f} MB read at "
+        f"{found['store']}: whole; {_shards(found)}, {found['bytes'] / 1e6:,.1f} MB read at "
         f"{found['megabytes_per_second']:,.0f} MB/s"
     )
+
+
+def _shards(found: dict[str, Any]) -> str:
+    return "1 shard" if found["shards"] == 1 else f"{found['shards']:,} shards"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from preceptor.errors import InputError
@@ -63,6 +65,45 @@ def last_checkpoint(folder: Path, log: Callable[[str], None] = lambda line: None
     return None
 
 
+def last_of_all(folder: Path, log: Callable[[str], None], *, processes: int, main: bool) -> Path | None:
+    """`last_checkpoint`, looked for by the main one of several processes alone: it renames and removes."""
+    if processes == 1:
+        return last_checkpoint(folder, log)
+    found: list[Any] = [None, None]
+    if main:
+        try:
+            found[0] = last_checkpoint(folder, log)
+        except InputError as error:
+            found[1] = str(error)
+    dist.broadcast_object_list(found, src=0)
+    if found[1] is not None:
+        raise InputError(found[1])
+    path: Path | None = found[0]
+    return path
+
+
+def check_best(best: Path) -> None:
+    """Raises InputError when the best checkpoint is not whole, of which a training is to end with the weights.
+
+    Nothing where there is none: the best step need not be one that is saved.
+    """
+    if not best.is_dir():
+        return
+    try:
+        verify_directory(best)
+    except InputError as error:
+        raise InputError(
+            f"{str(error).rpartition('; ')[0]}; it is the best checkpoint, which `load_best_model_at_end` takes in the "
+            f"end; put a whole copy of it there, or delete {best.parent} to start over"
+        ) from None
+
+
+def best_known_to(checkpoint: Path) -> Path | None:
+    """The best checkpoint of the steps before `checkpoint`, which it names."""
+    best = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")).get("best_global_step")
+    return None if best is None else checkpoint.with_name(f"checkpoint-{best}")
+
+
 def publish_checkpoint(
     aside: Path, folder: Path, *, keep: int | None, best: int | None, unscheduled: bool = False
 ) -> Path:
@@ -103,6 +144,10 @@ class SaveLast(TrainerCallback):
     _postponed = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.best_global_step is not None:
+            # Where it is now: Trainer ends without a best model, after a warning, when a run's folder was moved.
+            best = Path(args.output_dir, f"checkpoint-{state.best_global_step}")
+            state.best_model_checkpoint = str(best) if best.is_dir() else None
         # A process that was killed after publishing a checkpoint has not dropped those that it made superfluous.
         folder = Path(args.output_dir)
         if state.is_world_process_zero and state.global_step == max(checkpoint_steps(folder), default=0) > 0:

@@ -8,7 +8,6 @@ safetensors.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -25,6 +24,8 @@ from transformers.integrations import deepspeed
 from preceptor.errors import InputError
 from preceptor.models.sharding import is_adapted, is_sharded, shard_ends, whole_state
 from preceptor.models.taps import replaced
+from preceptor.system.environment import environment_kept
+from preceptor.training.checkpoints import check_best
 from preceptor.training.engine_checks import check_plugin, wants_fsdp
 from preceptor.training.sharded_state import has_shards, load_optimizer, load_weights, save_shards
 
@@ -197,6 +198,7 @@ class EngineTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         best = Path(self.state.best_model_checkpoint)
+        check_best(best)
         if not has_shards(best):
             super()._load_best_model()
             return
@@ -215,20 +217,6 @@ def _prepare_once(accelerator: Any, prepare: Any, *objects: Any, **how: Any) -> 
         if not any(each is other for other in known):
             known.append(each)
     return objects if len(objects) > 1 else objects[0]
-
-
-@contextmanager
-def environment_kept(*names: str) -> Iterator[None]:
-    """Puts these environment variables back after the block."""
-    before = {name: os.environ.get(name) for name in names}
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _on_numbered_cpu(storage: Any, location: str) -> Any:

@@ -5,9 +5,7 @@ The sums between two log lines are part of a checkpoint, so a resumed run logs w
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import resource
 import sys
 import time
@@ -22,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from preceptor.objective import LossSums, Objective
 from preceptor.system import live
-from preceptor.system.files import json_text, write_atomic
+from preceptor.training.step_lines import StepLines
 
 TIMING = ("targets_per_second", "tokens_per_second", "peak_memory_mb", "seconds")
 """Fields of a log line that differ between two runs of the same recipe."""
@@ -165,21 +163,11 @@ class MetricsFile(TrainerCallback):
     """Appends every log line to `metrics.jsonl`; on resume it is first cut to the checkpoint's step."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self._lines = StepLines(path)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        kept = []
-        if self.path.exists():
-            for line in self.path.read_bytes().split(b"\n")[:-1]:
-                try:
-                    step = int(json.loads(line)["step"])
-                except (ValueError, TypeError, KeyError):
-                    break  # what a kill or a power cut has torn is later than any checkpoint
-                if step <= state.global_step and state.global_step > 0:
-                    kept.append(line.decode() + "\n")
-        write_atomic(self.path, "".join(kept))
+        if state.is_world_process_zero:
+            self._lines.cut(state.global_step)
 
     def on_log(
         self,
@@ -190,10 +178,7 @@ class MetricsFile(TrainerCallback):
         **_: Any,
     ) -> None:
         if state.is_world_process_zero and logs and "train_runtime" not in logs:
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(json_text({"step": state.global_step, **logs}, indent=None) + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())  # a checkpoint that survives a power cut does so with its lines
+            self._lines.add(state.global_step, logs)
 
 
 class PlainProgress(TrainerCallback):
@@ -242,7 +227,7 @@ class PlainProgress(TrainerCallback):
             terms = "  ".join(f"{name} {logs[name]:.4f}" for name in self._names)
             norm = f"  grad norm {logs['grad_norm']:.3g}" if "grad_norm" in logs else ""
             figures = f"{terms}{norm}  {logs['targets_per_second']:.0f} targets/s"
-            line = f"{step}  {figures}  {live.clock(left)} left"
+            line = f"{step}  {figures}" + (f"  {live.clock(left)} left" if state.global_step < state.max_steps else "")
             if self._bar is not None and self._bar.update(state.global_step, figures):
                 self._line = line
             else:

@@ -7,7 +7,6 @@ the same, without a word more between them. Rows, terms and teachers are looked 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,9 +25,9 @@ from preceptor.data.mixture import Mixture
 from preceptor.errors import RunFailed
 from preceptor.objective import LossSums
 from preceptor.signals import TokenBatch
-from preceptor.system.files import json_text, write_atomic
 from preceptor.teachers.store_rows import row_key
 from preceptor.training.nonfinite_causes import broken_parameter, broken_teachers
+from preceptor.training.step_lines import StepLines
 
 if TYPE_CHECKING:
     from preceptor.trainer import DistillationTrainer
@@ -79,11 +78,8 @@ class NonFiniteSteps(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Cuts the file to the step from which training goes on."""
         self._seen = []
-        if self.path is None or not state.is_world_process_zero or not self.path.exists():
-            return
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step]
-        write_atomic(self.path, "".join(kept))
+        if self.path is not None and state.is_world_process_zero and self.path.exists():
+            StepLines(self.path).cut(state.global_step)
 
     def saw(self, inputs: Mapping[str, Any], sums: LossSums) -> None:
         """Remember a micro-batch until its step is decided; nothing is read from the device, and no graph is kept."""
@@ -137,8 +133,7 @@ class NonFiniteSteps(TrainerCallback):
             "teachers": sorted({name for one in everyone for name in one["teachers"]}),
         }
         if trainer.is_world_process_zero() and self.path is not None:
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(json_text(found, indent=None) + "\n")
+            StepLines(self.path).add(found["step"], found)
         self._go_on_or_fail(trainer, found, taken)
 
     def _go_on_or_fail(self, trainer: DistillationTrainer, found: Mapping[str, Any], taken: bool) -> None:

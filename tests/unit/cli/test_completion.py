@@ -69,7 +69,7 @@ def test_the_command_prints_the_script(shell: str, capsys: pytest.CaptureFixture
 def test_the_shell_reads_its_script(shell: str, tmp_path: Path) -> None:
     file = tmp_path / "completion"
     file.write_text(script(shell, EVERY))
-    done = subprocess.run([shell, "-n", str(file)], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([shell, "-n", str(file)], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -80,7 +80,7 @@ def in_bash(words: list[str], folder: Path) -> list[str]:
         f"COMP_CWORD={len(words) - 1}\n_preceptor\nprintf '%s\\n' \"${{COMPREPLY[@]}}\"\n"
     )
     done = subprocess.run(
-        ["bash", "--norc", "-c", program], cwd=folder, capture_output=True, text=True, timeout=30, check=True
+        ["bash", "--norc", "-c", program], cwd=folder, capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stderr == ""
     return done.stdout.split()
@@ -126,7 +126,7 @@ def typed(shell: list[str], keys: str, wanted: str, folder: Path, setup: str) ->
 
     def read_until(text: str) -> None:
         nonlocal shown
-        end = time.monotonic() + 30
+        end = time.monotonic() + 120
         while text not in shown and time.monotonic() < end:
             if select.select([ours], [], [], 0.2)[0]:
                 shown += os.read(ours, 65536).decode(errors="replace")
@@ -184,7 +184,7 @@ def test_fish_completes(line: str, offered: list[str], tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         env={**os.environ, "HOME": str(tmp_path)},
     )
     assert [found.split("\t")[0] for found in done.stdout.splitlines()] == offered

@@ -71,7 +71,7 @@ def test_help_of_a_command_is_its_own_help(name: str, capsys: pytest.CaptureFixt
 
 def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert said(["--version"], capsys) == f"preceptor {preceptor.__version__}\n"
-    done = subprocess.run([sys.executable, "-m", "preceptor", "--version"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "preceptor", "--version"], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, f"preceptor {preceptor.__version__}\n")
 
 
@@ -111,6 +111,11 @@ ALL = "demo, init, plan, run, evaluate, report, store or completion"
             ["evaluate"],
             "preceptor evaluate: no model is given; write for example preceptor evaluate ./student --general "
             "general.jsonl",
+        ),
+        (
+            ["evaluate", "./student"],
+            "preceptor evaluate: there is nothing to score models on; add --general FILE, --domain FILE, --mt-bench, "
+            "--alpaca-eval or --tasks",
         ),
         (
             ["plan"],

@@ -53,6 +53,15 @@ def test_what_has_no_place_to_break_stays_whole(terminal: Terminal) -> None:
     assert "well-known-word-with-hyphens-inside" in fitted("x " * 15 + "well-known-word-with-hyphens-inside", terminal)
 
 
+def test_a_step_fits_a_line_by_leaving_figures_out(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, speed = "kd: step 10/500  logits 3.6629  attention 1.8469", "  207 targets/s"
+    line = f"{step}  grad norm 0.00262{speed}  9 min 58 s left"
+    for width, expected in ((200, line), (80, f"{step}{speed}  9 min 58 s left"), (70, f"{step}  9 min 58 s left")):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert fitted(line, terminal) == expected
+    assert fitted(line, io.StringIO()) == line
+
+
 def test_indented_lines_keep_their_indent(terminal: Terminal) -> None:
     lines = fitted("one\n    " + "word " * 20, terminal).split("\n")
     assert lines[0] == "one"

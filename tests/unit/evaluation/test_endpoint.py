@@ -83,7 +83,7 @@ def together(stub: StubEndpoint, count: int) -> Callable[[dict[str, Any]], str]:
     """Answers only when `count` requests are, or have been, under way at once; the first one ever does not wait."""
 
     def answer(body: dict[str, Any]) -> str:
-        until = time.monotonic() + 20
+        until = time.monotonic() + 100
         while len(stub.requests) > 1 and stub.most_at_once < count and time.monotonic() < until:
             time.sleep(0.02)
         time.sleep(0.1)  # so that one too many would be seen
@@ -472,7 +472,7 @@ def test_a_run_that_is_ended_in_its_middle_repeats_no_request(
     sent: signal.Signals, stub: StubEndpoint, make: Make
 ) -> None:
     endpoint = make()
-    stub.answer = lambda body: say(echo(body)) if len(stub.requests) <= 6 else say("never").after(60)
+    stub.answer = lambda body: say(echo(body)) if len(stub.requests) <= 6 else say("never").after(250)
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, stub.url, str(endpoint.cache)],
         stdout=subprocess.PIPE,
@@ -484,7 +484,7 @@ def test_a_run_that_is_ended_in_its_middle_repeats_no_request(
         # Six are replied to, and three wait for theirs.
         bounded(lambda: len(stub.requests) == 9 and lines(endpoint.cache) == 6)
         child.send_signal(sent)
-        _, complaint = child.communicate(timeout=30)
+        _, complaint = child.communicate(timeout=200)
     finally:
         child.kill()
         child.communicate()
@@ -508,7 +508,7 @@ def lines(path: Path) -> int:
 
 
 def bounded(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 30
+    until = time.monotonic() + 200
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.02)

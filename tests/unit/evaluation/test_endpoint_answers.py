@@ -24,7 +24,7 @@ SPEC = MtBenchSpec(questions="q.jsonl", max_new_tokens=20)
 
 
 def endpoint(stub: StubEndpoint, folder: Path, said: list[str] | None = None, concurrency: int = 3) -> Endpoint:
-    spec = EndpointSpec(endpoint=stub.url, model="served", concurrency=concurrency, timeout=10, retries=0)
+    spec = EndpointSpec(endpoint=stub.url, model="served", concurrency=concurrency, timeout=60, retries=0)
     return Endpoint(spec, cache=folder / "cache.jsonl", log=print if said is None else said.append)
 
 

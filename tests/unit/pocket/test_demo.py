@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 import yaml
 
-from preceptor.errors import InputError
+from preceptor.errors import InputError, RunFailed
 from preceptor.pocket.demo import main
 from preceptor.pocket.methods import APART, DISTILLED, METHODS, TEACHER
 from preceptor.pocket.shop import SHOP, make_shop_rows
@@ -75,6 +76,15 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         main(tmp_path / "file" / "demo", False, None, lambda line: None, TOY)
+
+
+def test_a_full_disk_is_no_wrong_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("preceptor.pocket.demo.write_atomic", full)
+    with pytest.raises(RunFailed, match=r"the disk is full .*; make room, and run the same command again"):
+        main(tmp_path / "demo", False, None, lambda line: None, TOY)
 
 
 def test_methods_of_one_length_differ_in_what_they_follow_alone(tmp_path: Path) -> None:

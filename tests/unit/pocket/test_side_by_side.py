@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 from preceptor.errors import InputError, RunFailed
 from preceptor.pocket.side_by_side import Job, in_order, run_side_by_side, workers_for
+from preceptor.system.interrupts import Interrupted
 
 WORKER = """
 import os, sys, time
@@ -18,7 +21,11 @@ recipe, method = sys.argv[1:]
 print(method, "threads", os.environ["OMP_NUM_THREADS"], flush=True)
 if method == "wrong": print("data.public: is missing", file=sys.stderr); raise SystemExit(2)
 if method == "broken": print("Traceback", file=sys.stderr); print("it broke", file=sys.stderr); raise SystemExit(1)
-if method.startswith("slow"): time.sleep(60)
+if method == "kept":
+    import signal
+    signal.signal(signal.SIGTERM, lambda *_: (print("kept: its checkpoint", flush=True), sys.exit(1)))
+    print("ready", flush=True)
+if method.startswith("slow") or method == "kept": time.sleep(60)
 """
 
 
@@ -44,6 +51,20 @@ def test_a_failure_stops_the_others_and_gives_its_cause(worker: str) -> None:
     with pytest.raises(RunFailed, match="43/broken failed: it broke; finished stages are kept"):
         run_side_by_side(jobs("slow", "broken", "slower"), lambda line: None, module=worker)
     assert time.monotonic() - began < 30
+
+
+def test_ctrl_c_waits_for_checkpoints_and_says_how_to_go_on(worker: str) -> None:
+    lines: list[str] = []
+
+    def log(line: str) -> None:
+        lines.append(line)
+        if line.endswith("ready"):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="what is finished is kept, and the same command goes on") as stop:
+        run_side_by_side(jobs("kept"), log, module=worker)
+    assert stop.value.code == 130
+    assert lines[-1] == "43/kept  its checkpoint"  # the name of its stage is not said twice
 
 
 def test_wrong_input_stays_wrong_input(worker: str) -> None:

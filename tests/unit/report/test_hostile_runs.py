@@ -169,3 +169,17 @@ def test_nothing_of_a_hostile_run_is_obeyed(
     printed = capsys.readouterr()
     assert printable(printed.out, keep="\n") == printed.out
     assert json.loads(printed.out)["models"]
+
+
+@pytest.mark.parametrize(("link", "said"), [("report", "say where to write with --out"), ("report/figures", "--out")])
+def test_a_report_that_would_be_written_elsewhere(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], link: str, said: str
+) -> None:
+    (tmp_path / "home").mkdir()
+    (run / link).parent.mkdir(exist_ok=True)
+    (run / link).symlink_to(tmp_path / "home")
+    assert main(["report", str(run)]) == 2
+    err = capfd.readouterr().err
+    assert f"error: report: {run / link} is a symbolic link" in err
+    assert said in err
+    assert list((tmp_path / "home").iterdir()) == []

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from preceptor.recipe import parse_recipe
-from preceptor.running.identity import stage_identities
+from preceptor.running.identity import differences, stage_identities
 from preceptor.system.hashes import Hashes
 
 
@@ -57,3 +57,10 @@ def test_how_weights_are_spread_or_compiled_trains_nothing_again(tmp_path: Path)
     assert identity({"torch_compile": True, "torch_compile_backend": "aot_eager"}) == before
     assert identity({}, sharded=False) == before
     assert identity({"deepspeed": {"zero_optimization": {"stage": 3}}}) != before
+
+
+def test_a_newer_version_is_named_where_it_gives_other_results() -> None:
+    old: dict[str, Any] = {"spec": {"rows": 1}, "seed": 43, "inputs": {}, "results_version": 1}
+    said = "by another version of preceptor, and this one gives other results"
+    assert differences(old, {**old, "results_version": 2}) == [said]
+    assert differences(old, {**old, "spec": {"rows": 2}}) == ["spec.rows was 1, is 2"]

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -319,3 +325,23 @@ def test_a_certain_teacher_leaves_the_rest_a_little(divergence: Any, top: float)
     assert grad is not None
     assert bool(((value >= 0) & (value < 25)).all())
     assert bool((torch.isfinite(grad) & (grad.abs() < 25)).all())
+
+
+def test_ctrl_c_waits_for_no_request() -> None:
+    """Nor does the end of the process: a server that is silent would hold it for `timeout` and `retries`."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        teacher = ServedTeacher(f"http://127.0.0.1:{silent.getsockname()[1]}/v1", "big", timeout=30, retries=0)
+        rows: Any = [SimpleNamespace(encoded=SimpleNamespace(input_ids=np.arange(5)))] * 3
+        mode: Any = SimpleNamespace(temperature=1.0, kept=4)
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        others = set(threading.enumerate())
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        try:
+            begun = time.monotonic()
+            with pytest.raises(KeyboardInterrupt):
+                teacher.store(rows, mode, writer=None, spell=str)  # type: ignore[arg-type]
+            assert time.monotonic() - begun < 20
+            left = [each for each in set(threading.enumerate()) - others if not isinstance(each, threading.Timer)]
+            assert all(each.daemon for each in left)
+        finally:
+            signal.signal(signal.SIGINT, before)

@@ -239,6 +239,10 @@ def test_a_dangling_link_is_not_written_through(folder: Path, capsys: pytest.Cap
         ([*BASE, "--data", "./chats.jsonl"], "./chats.jsonl is given twice; give other rows, or leave one of them out"),
         ([*BASE, "--data", "none.jsonl"], "--data 'none.jsonl' does not exist: there is no none.jsonl in "),
         ([*BASE, "--data", "stage:x"], "--data stage:x: give a file or a Hub id such as org/name"),
+        (
+            [*BASE, "--domain", "rows.xlsx"],
+            "the format of rows.xlsx cannot be told from its name; give a file that ends",
+        ),
         ([*BASE, "--domain", "one.jsonl"], "one.jsonl has 1 prompt; give at least two, one to train on and one to"),
         ([*BASE, "--domain", "empty.jsonl"], "empty.jsonl has no rows; give a file that has some"),
         (
@@ -266,6 +270,7 @@ def test_a_dangling_link_is_not_written_through(folder: Path, capsys: pytest.Cap
 )
 def test_what_is_refused(arguments: list[str], sentence: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_rows(folder / "one.jsonl", rows([1]))
+    write_rows(folder / "rows.xlsx", rows(range(20)))
     write_rows(folder / "empty.jsonl", [])
     write_rows(folder / "odd.jsonl", [{"left": "a", "right": "b"}])
     for name in ("hollow", "adapter"):

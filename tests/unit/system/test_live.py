@@ -165,7 +165,7 @@ print("end")
 
 
 def test_forked_children_leave_the_terminal_to_the_parent() -> None:
-    seen = run_in_terminal(FORKED, patience=30)
+    seen = run_in_terminal(FORKED)
     assert seen.code == 0
     assert all(f"child {i}\r\n" in seen.text for i in range(200))
 

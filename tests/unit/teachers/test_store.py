@@ -402,6 +402,8 @@ def test_info_counts_everything(tmp_path: Path, teacher: torch.nn.Module) -> Non
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     assert (found["rows"], found["target_positions"], found["shards"], found["bytes"]) == (7, sum(ANSWERS), 4, size)
     assert found["bytes_per_target"] == pytest.approx(size / sum(ANSWERS), abs=0.01)
+    assert " in 4 shards, " in render_info(found)
+    assert " in 1 shard, " in render_info({**found, "shards": 1})
 
 
 def test_logits_that_are_not_finite_are_not_stored(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -135,6 +136,23 @@ def test_a_link_out_of_the_store(tmp_path: Path, name: str) -> None:
     assert refusal(folder) == (
         f"store 'STORE': {name} is a link that leads out of the folder; copy the file itself there"
     )
+
+
+@pytest.mark.parametrize("inside", [".", "store"])
+def test_a_snapshot_of_the_hubs_cache_is_read(tmp_path: Path, inside: str) -> None:
+    """Its files are links to `blobs`, which is beside it; what links elsewhere is refused there too."""
+    cache = tmp_path / "datasets--org--store"
+    folder = cache / "snapshots" / "0123abc" / inside
+    folder.parent.mkdir(parents=True)
+    store(folder)
+    (cache / "blobs").mkdir()
+    for number, file in enumerate(sorted(folder.iterdir())):
+        file.rename(cache / "blobs" / str(number))
+        file.symlink_to(os.path.relpath(cache / "blobs" / str(number), folder))
+    assert len(everything(folder)) == 10
+    (folder / SHARD).unlink()
+    (folder / SHARD).symlink_to(store(tmp_path / "outside") / SHARD)
+    assert refusal(folder).endswith("is a link that leads out of the folder; copy the file itself there")
 
 
 def test_a_link_within_the_store_is_read(tmp_path: Path) -> None:

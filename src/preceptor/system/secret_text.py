@@ -13,10 +13,17 @@ from typing import Any
 
 KeyPath = tuple[str | int, ...]
 _IN_URL = re.compile(r"[A-Za-z][\w+.-]*://[^/\s?#]*@|[?&](api[-_]?key|key|token|access_token|sig|signature|secret)=")
+# Letters and digits among one another, or many: there are none in names such as sk-wikipedia2024-v2 or sk-7b-instruct.
+_RANDOM = (
+    r"(?:(?=[A-Za-z0-9]{8})(?:[A-Za-z]+\d+[A-Za-z]+\d|\d+[A-Za-z]+\d+[A-Za-z])"
+    r"|(?=[A-Za-z]*\d)(?=\d*[A-Za-z])[A-Za-z0-9]{20})"
+)
 # Forms that services give their keys so that scanners find them.
 _KEYS = re.compile(
-    r"\b(sk-[\w-]{16,}|hf_[A-Za-z0-9]{20,}|gh[oprsu]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|gsk_[A-Za-z0-9]{20,}"
-    r"|xox[abprs]-[\w-]{10,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,})|-----BEGIN [A-Z ]*PRIVATE KEY|\b[Bb]earer +[\w.~+/-]{12,}"
+    rf"\b(sk-(?=[\w-]*?{_RANDOM})[\w-]{{16,}}"
+    r"|hf_[A-Za-z0-9]{20,}|gh[oprsu]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|gsk_[A-Za-z0-9]{20,}"
+    r"|xox[abprs]-[\w-]{10,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,})|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|\b[Bb]earer +(?=[\w.~+/-]*\d)[\w.~+/-]{12,}"
 )
 _NAMES = frozenset(
     [
@@ -39,6 +46,10 @@ _NAMES = frozenset(
 _FREE = frozenset({"where", "config", "columns"})
 """Mappings with keys of the user's own choice, or of transformers'."""
 _VARIABLE = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD)$", re.IGNORECASE)
+# Of these the value is a secret; MODEL_KEY or EOS_TOKEN may hold the name of anything.
+_SURELY = re.compile(
+    r"(SECRET|PASSWORD|PASSWD|API_?KEY|(SECRET|ACCESS|PRIVATE)_KEY|(HF|HUB|ACCESS|AUTH|BEARER)_TOKEN)$", re.IGNORECASE
+)
 _LEAST = 12  # characters of a variable's value that is no chance word
 _MEND = (
     "which would be copied into files and messages; take it out, and name the environment variable that holds it "
@@ -69,6 +80,8 @@ def secret_in(text: str) -> str | None:
     if _KEYS.search(text):
         return "what looks like an access key"
     for name, value in os.environ.items():
-        if _VARIABLE.search(name) and len(value) >= _LEAST and not value.startswith(("/", "~")) and value in text:
+        if not _VARIABLE.search(name) or len(value) < _LEAST or value.startswith(("/", "~")) or value not in text:
+            continue
+        if _SURELY.search(name) or re.search(_RANDOM, value):
             return f"what the environment variable {name} holds"
     return None

@@ -263,7 +263,7 @@ def test_an_architecture_that_transformers_cannot_build_is_one_line(folder: Path
     said = result["stages"]["kd"]["models"]["student"]["parameters"]
     assert said.startswith("parameters unknown: ")
     assert "\n" not in said
-    assert len(said) < 300
+    assert len(said) < 400
     assert "\n  memory, time: unknown: " in render(result)
 
 
