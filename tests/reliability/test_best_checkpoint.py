@@ -36,7 +36,7 @@ def test_a_training_does_not_go_on_towards_a_best_one_that_is_damaged(parts: Pat
     content[-1] ^= 1
     (best / "model.safetensors").write_bytes(content)
     with pytest.raises(InputError) as refused:
-        trainer(parts, **SETTINGS).train(resume_from_checkpoint=True)
+        trainer(parts, StopAt(2), **SETTINGS).train(resume_from_checkpoint=True)  # before any step
     assert str(refused.value).startswith(f"{best / 'model.safetensors'}: is not the file that manifest.json lists")
     assert str(refused.value).endswith(
         "; it is the best checkpoint, which `load_best_model_at_end` takes in the end; put a whole copy of it there, "
