@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from preceptor.recipe import load_recipe
     from preceptor.runs import run
     from preceptor.signals import TokenBatch
+    from preceptor.system import live
     from preceptor.teachers import ModelTeacher, RoutedTeacher, StoredTeacher
     from preceptor.trainer import DistillationTrainer
 
@@ -33,6 +34,7 @@ _HOMES = {
     "RouterBalance": "preceptor.objective",
     "StoredTeacher": "preceptor.teachers",
     "TokenBatch": "preceptor.signals",
+    "live": "preceptor.system.live",
     "load_rows": "preceptor.data.prepare",
     "load_recipe": "preceptor.recipe",
     "run": "preceptor.runs",
@@ -51,6 +53,7 @@ __all__ = [
     "StoredTeacher",
     "TokenBatch",
     "__version__",
+    "live",
     "load_recipe",
     "load_rows",
     "run",
@@ -60,4 +63,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'preceptor' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    home = importlib.import_module(_HOMES[name])
+    return home if _HOMES[name].endswith(f".{name}") else getattr(home, name)
