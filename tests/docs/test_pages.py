@@ -71,7 +71,7 @@ def test_the_page_of_all_keys_is_what_the_specs_say() -> None:
 
 
 def test_every_page_is_reached_and_the_site_builds_strictly(tmp_path: Path) -> None:
-    pytest.importorskip("mkdocs", reason="needs mkdocs: pip install 'preceptor[docs]'")
+    pytest.importorskip("mkdocs", reason="needs mkdocs: pip install '.[docs]'")
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
         cwd=ROOT,
