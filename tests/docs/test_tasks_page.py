@@ -23,7 +23,7 @@ def indented_blocks() -> list[str]:
 
 
 def test_the_task_file_and_its_recipe_run(tmp_path: Path) -> None:
-    pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install 'preceptor[eval]'")
+    pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install '.[eval]'")
     import torch
 
     import toys

@@ -15,7 +15,7 @@ from interop import shop
 from preceptor.cli import main
 from preceptor.recipe import ModelSpec
 
-pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install 'preceptor[eval]'")
+pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install '.[eval]'")
 
 pytestmark = pytest.mark.slow
 TASK = """\

@@ -13,7 +13,7 @@ from interop import shop
 from preceptor import DistillationTrainer
 from preceptor.errors import InputError
 
-trl = pytest.importorskip("trl", reason="needs TRL: pip install 'preceptor[bench]'")
+trl = pytest.importorskip("trl", reason="needs TRL: pip install '.[bench]'")
 
 
 @pytest.fixture(scope="module")

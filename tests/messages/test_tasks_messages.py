@@ -16,7 +16,7 @@ from preceptor.evaluation.tasks import check_tasks, run_tasks
 from preceptor.recipe import ModelSpec
 from preceptor.recipe.suites import TasksSpec
 
-lm_eval = pytest.importorskip("lm_eval.tasks", reason="needs lm-evaluation-harness: pip install 'preceptor[eval]'")
+lm_eval = pytest.importorskip("lm_eval.tasks", reason="needs lm-evaluation-harness: pip install '.[eval]'")
 
 TASK = """\
 task: letters

@@ -29,7 +29,7 @@ from preceptor.models.tokenizers import load_tokenizer, train_tokenizer
 from preceptor.recipe import ModelSpec
 from preceptor.recipe.suites import TasksSpec
 
-pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install 'preceptor[eval]'")
+pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install '.[eval]'")
 
 TEXT = "User: Assistant:\n\nabcdefgh 0123"
 CHOICES = ["ab c", "0 eh", "bbbb", "gf 1"]  # of one length, lest the shortest always win
