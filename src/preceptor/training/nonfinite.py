@@ -115,9 +115,11 @@ class NonFiniteSteps(TrainerCallback):
     def _tell(self, trainer: DistillationTrainer, seen: Sequence[_MicroBatch], *, whole: bool, taken: bool) -> None:
         """`whole`: each micro-batch's loss is finite; `taken`: the weights have been changed all the same."""
         bad = [i for i, each in enumerate(seen) if whole or not each.finite]
+        described = _described(trainer, [seen[i] for i in bad])
         mine = {
             "micro_batches": [
-                {"process": trainer.args.process_index, "micro_batch": i, **_described(trainer, seen[i])} for i in bad
+                {"process": trainer.args.process_index, "micro_batch": i, **each}
+                for i, each in zip(bad, described, strict=True)
             ],
             "student": broken_parameter(trainer.model),
             # All ranks call their teachers once: a sharded one needs them all.
@@ -193,26 +195,36 @@ def _where(found: Mapping[str, Any]) -> str:
     return "; ".join(said)
 
 
-def _described(trainer: DistillationTrainer, micro_batch: _MicroBatch) -> dict[str, Any]:
-    """Which terms of a micro-batch are not finite, and its rows."""
-    finite_T = micro_batch.sums_TK.isfinite().all(1).tolist()
-    rows = list(_rows(micro_batch.batch))
-    keys = {row_key(ids): len(ids) for ids, *_ in rows}
-    origins = _origins(trainer.train_dataset, keys)
+def _described(trainer: DistillationTrainer, micro_batches: Sequence[_MicroBatch]) -> list[dict[str, Any]]:
+    """For each micro-batch, which of its terms are not finite, and its rows."""
     names = trainer.objective.route_names
-    return {
-        "terms": [name for name, finite in zip(trainer.objective.names, finite_T, strict=True) if not finite],
-        "rows": [
-            {
-                **origins.get(row_key(ids), {"dataset": None, "row": None, "origin": None}),
-                "route": names[route],
-                "tokens": len(ids),
-                "targets": targets,
-                "sha256": row_key(ids).hex(),
-            }
-            for ids, targets, route in rows
-        ],
-    }
+    rows = [
+        [(row_key(ids), len(ids), targets, names[route]) for ids, targets, route in _rows(each.batch)]
+        for each in micro_batches
+    ]
+    # The data set is looked through once for them all: it can be long, and a step can have hundreds of micro-batches.
+    origins = _origins(trainer.train_dataset, {key: length for found in rows for key, length, *_ in found})
+    nowhere = {"dataset": None, "row": None, "origin": None}
+    return [
+        {
+            "terms": [
+                name
+                for name, finite in zip(trainer.objective.names, each.sums_TK.isfinite().all(1).tolist(), strict=True)
+                if not finite
+            ],
+            "rows": [
+                {
+                    **origins.get(key, nowhere),
+                    "route": route,
+                    "tokens": length,
+                    "targets": targets,
+                    "sha256": key.hex(),
+                }
+                for key, length, targets, route in found
+            ],
+        }
+        for each, found in zip(micro_batches, rows, strict=True)
+    ]
 
 
 def _rows(batch: TokenBatch) -> Iterator[tuple[Any, int, int]]:
